@@ -1,0 +1,199 @@
+"""Files -> lines: what lies between a path and its decoded lines, for all that `corpus` reads.
+
+    open_input -> Counted (bytes that went through) -> Decompressed (gzip, zstd, bzip2, xz) -> Lines (UTF-8, numbered)
+
+Bounded memory: a chunk of the file and the line at hand. Whatever is cut off, damaged or not UTF-8 raises a
+`ValueError` of one line with the file and the place.
+"""
+
+import bz2
+import codecs
+import io
+import itertools
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NoReturn, cast
+
+EncodingErrors = Literal["strict", "replace"]
+
+COMPRESSION_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+# No text that people write begins like this, so the bytes decide, not the name.
+COMPRESSION_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # a frame, or one to be skipped
+    "bzip2": re.compile(rb"BZh[1-9](1AY&|\x17rE8)"),  # a block, or the end
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+}
+CHUNK_BYTES = 1 << 20
+COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousandfold with gzip
+
+
+def open_input(path: Path | None, label: str) -> BinaryIO:
+    """Open a file, or standard input for None, unbuffered. `label` is how messages name it."""
+    if path is None:
+        if sys.stdin is None:
+            raise ValueError("standard input is closed; name a file instead of -")
+        try:
+            # A handle of our own: a read that is interrupted must not hold the lock of sys.stdin's buffer at exit.
+            return cast("BinaryIO", open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))
+        except io.UnsupportedOperation:  # a stand-in without a descriptor, as notebooks and tests set
+            return sys.stdin.buffer
+    try:
+        return cast("BinaryIO", path.open("rb", buffering=0))
+    except OSError as error:
+        raise ValueError(f"{label} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+class Counted(io.RawIOBase):
+    """Bytes of a file or pipe: counts those that went through, and shows the first (`head`) before they are read."""
+
+    def __init__(self, raw: BinaryIO, count: Callable[[int], None]):
+        self.raw, self.count, self.head = raw, count, b""
+        while len(self.head) < 8 and (more := raw.read(8 - len(self.head))):  # a pipe may give single bytes
+            self.head += more
+        self.unread = self.head
+
+    def readable(self) -> bool:
+        """As io.RawIOBase."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase."""
+        if self.unread:
+            size = min(len(buffer), len(self.unread))
+            buffer[:size], self.unread = self.unread[:size], self.unread[size:]
+        else:
+            size = cast("io.RawIOBase", self.raw).readinto(buffer) or 0
+        self.count(size)
+        return size
+
+
+class Decompressed(io.RawIOBase):
+    """The bytes inside a gzip, zstd, bzip2 or xz stream of one or more members.
+
+    Every format's own reader differs in what it does at a truncated or damaged stream (python-zstandard's ends
+    quietly), so all go through the one interface that their incremental decompressors share.
+    """
+
+    def __init__(self, raw: io.RawIOBase, compression: str, label: str):
+        self.raw, self.compression, self.label = raw, compression, label
+        self.new_member, self.damage = _decompressor(compression)
+        self.member: Any = self.new_member()
+        self.pending = memoryview(b"")
+        self.num_bytes = 0
+
+    def readable(self) -> bool:
+        """As io.RawIOBase."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase."""
+        while not self.pending:
+            chunk = self.raw.read(COMPRESSED_CHUNK_BYTES)
+            if not chunk:
+                if self.member is not None and not self.member.eof:
+                    raise ValueError(
+                        f"{self.label} ends in the middle of its {self.compression} data, after {self.num_bytes:,} "
+                        "bytes of content; it was cut off: copy or download it again"
+                    )
+                return 0
+            self.pending = memoryview(self._decompress(chunk))
+            self.num_bytes += len(self.pending)
+        size = min(len(buffer), len(self.pending))
+        buffer[:size], self.pending = self.pending[:size], self.pending[size:]
+        return size
+
+    def _decompress(self, chunk: bytes) -> bytes:
+        parts: list[bytes] = []
+        try:
+            while chunk:
+                if self.member is None or self.member.eof:
+                    chunk = chunk.lstrip(b"\0")  # zeros may pad the end, as tapes and some tools leave them
+                    if not chunk:
+                        break
+                    self.member = self.new_member()
+                parts.append(self.member.decompress(chunk))
+                chunk = self.member.unused_data if self.member.eof else b""
+        except self.damage as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.label} holds damaged {self.compression} data ({reason}) after {self.num_bytes:,} bytes of "
+                "content; copy or download it again"
+            ) from None
+        return b"".join(parts)
+
+
+def _decompressor(compression: str) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+    """A maker of incremental decompressors, and what they raise at damaged data."""
+    if compression == "gzip":
+        return lambda: zlib.decompressobj(wbits=31), (zlib.error,)
+    if compression == "bzip2":
+        return bz2.BZ2Decompressor, (OSError, ValueError)
+    if compression == "xz":
+        return lzma.LZMADecompressor, (lzma.LZMAError,)
+    import zstandard
+
+    # Archives made with --long=31 need a window of 2 GB; the library's own limit is lower.
+    return lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), (zstandard.ZstdError,)
+
+
+def compression_of(head: bytes) -> str | None:
+    """The name of the compression that a file's first bytes announce."""
+    return next((name for name, magic in COMPRESSION_MAGIC.items() if magic.match(head)), None)
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """Decoded lines without their ends (LF or CRLF), skipping a byte order mark; `number` is that of the latest
+    line.
+    """
+
+    def __init__(self, reader: io.BufferedReader, label: str, encoding_errors: EncodingErrors):
+        self.reader, self.label, self.encoding_errors = reader, label, encoding_errors
+        self.number = 0
+        self.offset = 0  # of the current line, in bytes from the beginning of the (decompressed) file
+        self.ahead: list[bytes] = []  # lines that look_like_json has read
+
+    def look_like_json(self) -> bool:
+        """Whether the first byte that is not blank is a "{"."""
+        for line in self.reader:
+            self.ahead.append(line)
+            if content := line.removeprefix(codecs.BOM_UTF8).strip():
+                return content.startswith(b"{")
+        return False
+
+    def __iter__(self) -> Iterator[str]:
+        ahead, self.ahead = self.ahead, []
+        for line in itertools.chain(ahead, self.reader):
+            self.number += 1
+            if self.number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{self.label} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+                if line.startswith(codecs.BOM_UTF8):
+                    self.offset, line = 3, line[3:]
+            if self.encoding_errors == "strict":
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    self._not_utf8(line, error)
+            else:
+                text = line.decode("utf-8", "replace")
+            self.offset += len(line)
+            yield text.removesuffix("\n").removesuffix("\r")
+
+    def _not_utf8(self, line: bytes, error: UnicodeDecodeError) -> NoReturn:
+        raise ValueError(
+            f"{self.label} line {self.number}: byte 0x{line[error.start]:02x} at offset {self.offset + error.start} of "
+            "the file is not UTF-8; repair or convert it, or pass --encoding-errors replace"
+        ) from None
+
+
+def describe_head(head: bytes) -> str:
+    """What a file begins with, for a message."""
+    return f"begins with {head[:4]!r}" if head else "is empty"

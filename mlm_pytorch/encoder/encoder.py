@@ -1,0 +1,389 @@
+"""The built-in encoder: ModernBERT's architecture (Warner et al. 2024, arXiv 2412.13663), under its own weight names.
+
+`Encoder(config).state_dict()` has the keys, shapes and meaning of `transformers.ModernBertForMaskedLM`, so weights go
+both ways by copying. What differs is how they are computed: a pack of whole pieces goes through without padding, and
+the head runs at the selected positions alone (`mlm_pytorch.objective.logits_at` with `Encoder.output_head`).
+
+Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H heads, E width of a head, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlm_pytorch.encoder.attention import (
+    Buckets,
+    attend_buckets,
+    attend_padded,
+    attend_varlen,
+    rotary_tables,
+    varlen_available,
+)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder, in the words of `transformers.ModernBertConfig`.
+
+    `layer_types` may be left out: then every `global_attn_every_n_layers`-th layer, the first among them, sees the
+    whole piece and the others a window of `local_attention` tokens (half of it on each side).
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+
+    Example:
+        >>> config = EncoderConfig(vocab_size=1024, hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> config.layer_types
+        ('full_attention', 'sliding_attention')
+    """
+
+    vocab_size: int = 50368
+    hidden_size: int = 768
+    intermediate_size: int = 1152
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 8192
+    local_attention: int = 128
+    global_attn_every_n_layers: int = 3
+    layer_types: tuple[str, ...] | None = None
+    global_rope_theta: float = 160_000.0
+    local_rope_theta: float = 10_000.0
+    hidden_activation: str = "gelu"
+    classifier_activation: str = "gelu"
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    classifier_bias: bool = False
+    decoder_bias: bool = True
+    tie_word_embeddings: bool = True
+    embedding_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads "
+                f"{self.num_attention_heads}; choose a width of 64 per head"
+            )
+        if self.local_attention % 2:
+            raise ValueError(
+                f"local_attention {self.local_attention} is odd; half of it lies on each side, so make it even"
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}")
+        for name in (self.hidden_activation, self.classifier_activation):
+            if name not in ACTIVATIONS:
+                raise ValueError(f"activation {name!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        types = self.layer_types
+        if types is None:
+            period = self.global_attn_every_n_layers
+            types = tuple(
+                "sliding_attention" if i % period else "full_attention" for i in range(self.num_hidden_layers)
+            )
+        if len(types) != self.num_hidden_layers or set(types) - {"full_attention", "sliding_attention"}:
+            raise ValueError(
+                f"layer_types {types} must name full_attention or sliding_attention for each of "
+                f"{self.num_hidden_layers} layers"
+            )
+        object.__setattr__(self, "layer_types", tuple(types))
+
+    @classmethod
+    def from_huggingface(cls, config: dict[str, Any]) -> "EncoderConfig":
+        """Read a ModernBERT `config.json`, of transformers 4 (`global_rope_theta`, …) or 5 (`rope_parameters`).
+
+        Raises:
+            ValueError: another architecture, attention dropout, or scaled rotary positions.
+        """
+        if config.get("model_type") != "modernbert":
+            raise ValueError(
+                f"model_type {config.get('model_type')!r} is not 'modernbert', the built-in encoder's architecture"
+            )
+        if config.get("attention_dropout"):
+            raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")
+        values = {field.name: config[field.name] for field in fields(cls) if config.get(field.name) is not None}
+        for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+            rope = (config.get("rope_parameters") or {}).get(kind) or {}
+            if rope.get("rope_type", "default") != "default":
+                raise ValueError(f"rope_type {rope['rope_type']!r} is not supported; only 'default' is")
+            if "rope_theta" in rope:
+                values[key] = rope["rope_theta"]
+        if "layer_types" in values:
+            values["layer_types"] = tuple(values["layer_types"])
+        return cls(**values)
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The same as a `config.json`, with the keys of transformers 5 and the older ones beside them."""
+        types = self.layer_types
+        assert types is not None
+        values = asdict(self) | {
+            "architectures": ["ModernBertForMaskedLM"],
+            "model_type": "modernbert",
+            "layer_types": list(types),
+            "attention_dropout": 0.0,
+            "classifier_pooling": "mean",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": self.global_rope_theta},
+                "sliding_attention": {"rope_type": "default", "rope_theta": self.local_rope_theta},
+            },
+            "torch_dtype": "float32",
+            # ModernBERT's own defaults for these lie outside a small vocabulary.
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "cls_token_id": None,
+            "sep_token_id": None,
+        }
+        if any(
+            kind != ("sliding_attention" if i % self.global_attn_every_n_layers else "full_attention")
+            for i, kind in enumerate(types)
+        ):
+            del values["global_attn_every_n_layers"]  # it cannot say what layer_types says
+        return values
+
+
+class Embeddings(nn.Module):
+    """Token embeddings, normalized. ModernBERT has no position embeddings: positions are rotary."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        self.dropout = config.embedding_dropout
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(..., W) from ids (...,)."""
+        return F.dropout(self.norm(self.tok_embeddings(input_ids)), self.dropout, self.training)
+
+
+class Attention(nn.Module):
+    """The projections around attention; which tokens see which is the caller's business."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """(..., W) from (..., W); `attend` maps (..., 3, H, E) to (..., W)."""
+        qkv = self.Wqkv(x)
+        return self.Wo(attend(qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)))
+
+
+class GatedMLP(nn.Module):
+    """Gated feed-forward block (GeGLU, Shazeer 2020)."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.hidden_activation]
+        self.dropout = config.mlp_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) from (..., W)."""
+        value, gate = self.Wi(x).chunk(2, dim=-1)
+        return self.Wo(F.dropout(self.act(value) * gate, self.dropout, self.training))
+
+
+class Layer(nn.Module):
+    """Pre-norm attention, then a pre-norm gated MLP. The first layer's attention takes the embeddings' own norm."""
+
+    def __init__(self, config: EncoderConfig, index: int):
+        super().__init__()
+        assert config.layer_types is not None
+        self.kind = config.layer_types[index]
+        norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        self.attn_norm = nn.Identity() if index == 0 else norm
+        self.attn = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """(..., W) from (..., W); `attend` as in `Attention`."""
+        x = x + self.attn(self.attn_norm(x), attend)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Trunk(nn.Module):
+    """Embeddings and layers: token ids to hidden states."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+    def forward(self, input_ids: Tensor, attend: dict[str, Callable[[Tensor], Tensor]]) -> Tensor:
+        """Hidden states (..., W) from ids (...,); `attend` has one entry per kind of layer."""
+        x = self.embeddings(input_ids)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x = layer(x, attend[layer.kind])
+        return self.final_norm(x)
+
+
+class PredictionHead(nn.Module):
+    """What stands between the hidden states and the vocabulary."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.act = ACTIVATIONS[config.classifier_activation]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) from hidden states (..., W)."""
+        return self.norm(self.act(self.dense(x)))
+
+
+class Encoder(nn.Module):
+    """ModernBERT with its masked-language-modelling head, for flat packs and for padded batches.
+
+    Args:
+        config: the shape.
+
+    Example:
+        >>> config = EncoderConfig(vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> encoder = Encoder(config)
+        >>> encoder(torch.randint(5, 128, (2, 10))).shape                              # padded: (B, L) -> (B, L, V)
+        torch.Size([2, 10, 128])
+        >>> encoder(torch.randint(5, 128, (9,)), cu_seqlens=torch.tensor([0, 4, 9])).shape   # flat: (T,) -> (T, V)
+        torch.Size([9, 128])
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.head = PredictionHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.reset_parameters()
+        if config.tie_word_embeddings:
+            self.decoder.weight = self.model.embeddings.tok_embeddings.weight
+
+    @property
+    def output_head(self) -> nn.Module:
+        """Where the head begins: `mlm_pytorch.objective` gathers the selected positions in front of it."""
+        return self.head
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights as ModernBERT does: truncated normals, those that write to the residual stream narrower."""
+        config = self.config
+        narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                residual = name.endswith(("Wo", "dense", "decoder"))
+                std = narrow if residual else config.initializer_range
+                cut = config.initializer_cutoff_factor * std
+                nn.init.trunc_normal_(module.weight, std=std, a=-cut, b=cut)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        self.model.embeddings.tok_embeddings.weight[config.pad_token_id].zero_()
+
+    @torch.no_grad()
+    def start_at_frequencies(self, counts: Tensor) -> None:
+        """Set the output bias to the tokens' log frequencies, so that training starts at the entropy of single tokens.
+
+        Without it the first steps are spent on learning which tokens are common.
+
+        Args:
+            counts: (V',) how often each token occurs in the corpus, V' at most `vocab_size`.
+        """
+        if self.decoder.bias is not None:
+            smoothed = torch.full((self.config.vocab_size,), 0.1, device=self.decoder.bias.device)
+            smoothed[: len(counts)] += counts.to(smoothed)
+            self.decoder.bias.copy_((smoothed / smoothed.sum()).log())
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Hidden states before the head: (B, L, W) for a padded batch, (T, W) for a flat pack.
+
+        Args:
+            input_ids: (B, L), or (T,) with `cu_seqlens`.
+            attention_mask: (B, L), 0 or False at padding; for padded batches only.
+            cu_seqlens: (D + 1,) borders of the pieces of a flat pack, from 0 to T; a piece may be empty.
+            max_seqlen: the longest piece. Given, a CUDA pack runs without waiting for the device.
+
+        Raises:
+            ValueError: a flat pack without borders, or a piece longer than `max_position_embeddings`.
+        """
+        config = self.config
+        head_dim = config.hidden_size // config.num_attention_heads
+        windows = {"full_attention": None, "sliding_attention": config.local_attention // 2}
+        thetas = {"full_attention": config.global_rope_theta, "sliding_attention": config.local_rope_theta}
+        assert config.layer_types is not None
+        kinds = set(config.layer_types)
+        if cu_seqlens is None:
+            if input_ids.ndim != 2:
+                raise ValueError(
+                    f"input_ids of shape {tuple(input_ids.shape)} need cu_seqlens; a padded batch is (B, L)"
+                )
+            positions, longest = torch.arange(input_ids.shape[1], device=input_ids.device), input_ids.shape[1]
+            attended = None if attention_mask is None else attention_mask.bool()
+            kernel, layout = attend_padded, (attended,)
+        else:
+            positions = positions_within(cu_seqlens, len(input_ids))
+            longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+            if varlen_available(input_ids.device, compute_dtype(self)):
+                kernel, layout = attend_varlen, (cu_seqlens.to(torch.int32), longest)
+            else:
+                kernel, layout = attend_buckets, (Buckets.of(cu_seqlens),)
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"a piece of {longest} tokens exceeds max_position_embeddings {config.max_position_embeddings}; "
+                f"cut the documents shorter or choose a model with longer positions"
+            )
+
+        def attention(kind: str) -> Callable[[Tensor], Tensor]:
+            cos, sin = rotary_tables(positions, thetas[kind], head_dim)
+            return lambda qkv: kernel(qkv, cos, sin, *layout, windows[kind])  # type: ignore[operator]
+
+        return self.model(input_ids, {kind: attention(kind) for kind in kinds})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
+        """Logits at every position: (B, L, V) or (T, V). Arguments as `hidden_states`."""
+        return self.decoder(self.head(self.hidden_states(input_ids, attention_mask, **layout)))
+
+
+def positions_within(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Positions (T,) that restart at 0 with each piece, computed on the device.
+
+    Example:
+        >>> positions_within(torch.tensor([0, 3, 5]), 5).tolist()
+        [0, 1, 2, 0, 1]
+    """
+    token = torch.arange(num_tokens, device=cu_seqlens.device)
+    piece = torch.searchsorted(cu_seqlens, token, right=True, out_int32=False) - 1
+    return token - cu_seqlens[piece]
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that matrix products of `module` run in: autocast's where it is on, else the parameters'."""
+    parameter = next(module.parameters())
+    if torch.is_autocast_enabled(parameter.device.type):
+        return torch.get_autocast_dtype(parameter.device.type)
+    return parameter.dtype

@@ -1,0 +1,140 @@
+"""To and from Hugging Face folders: load a ModernBERT, export one, and check the export against what it came from."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.tokens import SpecialTokens
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_TIED = "decoder.weight"
+
+
+def export_encoder(encoder: Encoder, tokenizer: Tokenizer, folder: Path, *, max_length: int | None = None) -> None:
+    """Write an encoder and its tokenizer as a folder that `AutoModelForMaskedLM.from_pretrained` loads.
+
+    Args:
+        encoder: the model; its weights are written in float32, tied ones once.
+        tokenizer: the tokenizer it was trained with.
+        folder: to write into; made if it is not there.
+        max_length: what the tokenizer declares as `model_max_length`; by default the encoder's positions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    if encoder.config.tie_word_embeddings:
+        del weights[_TIED]
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    special = tokenizer.special
+    config = encoder.config.to_huggingface() | {"pad_token_id": special.pad_token_id}
+    if len(special.prefix) == 1 and len(special.suffix) == 1:
+        config |= {"cls_token_id": special.prefix[0], "sep_token_id": special.suffix[0]}
+        config |= {"bos_token_id": special.prefix[0], "eos_token_id": special.suffix[0]}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(folder, model_max_length=max_length or encoder.config.max_position_embeddings)
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, Tokenizer]:
+    """Read a ModernBERT masked-language model and its tokenizer: JSON and safetensors only, nothing is executed.
+
+    Args:
+        folder: a Hugging Face folder, or a run's folder (its `model/` is taken).
+
+    Raises:
+        ValueError: no model there, another architecture, or weights that are damaged or do not fit.
+    """
+    if (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no model ({CONFIG} is missing); name a run or a Hugging Face folder")
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}); export the model again") from None
+    config = EncoderConfig.from_huggingface(raw)
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True, in one file")
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); export the model again") from None
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    encoder.to_empty(device="cpu")
+    if config.tie_word_embeddings:
+        encoder.decoder.weight = encoder.model.embeddings.tok_embeddings.weight
+        weights.setdefault(_TIED, weights.get("model.embeddings.tok_embeddings.weight", torch.empty(0)))
+    expected = encoder.state_dict()
+    wrong = sorted(set(expected) ^ set(weights)) or [k for k in expected if expected[k].shape != weights[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit its {CONFIG}: {', '.join(wrong[:3])}; export the model again"
+        )
+    encoder.load_state_dict(weights)
+    return encoder, load_tokenizer(folder)
+
+
+@torch.no_grad()
+def check_export(encoder: Encoder, special: SpecialTokens, folder: Path, *, tolerance: float = 1e-3) -> float:
+    """Load an export back through `transformers` and compare its logits with the encoder's on framed random tokens.
+
+    Returns:
+        The largest difference of a logit, in float32.
+
+    Raises:
+        ValueError: missing or unexpected weights, logits that differ by more than `tolerance` or are not finite.
+    """
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    loaded, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    strange = {
+        key: sorted(report[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]
+    }
+    if strange:
+        raise ValueError(f"the export in {folder} does not load cleanly: {strange}")
+    if AutoTokenizer.from_pretrained(folder).mask_token_id != special.mask_token_id:
+        raise ValueError(f"the export in {folder} has another mask token; its tokenizer files are damaged")
+    generator = torch.Generator().manual_seed(0)
+    drawable = special.drawable_ids()
+    length = min(64, encoder.config.max_position_embeddings) - len(special.prefix) - len(special.suffix)
+    body = drawable[torch.randint(len(drawable), (2, length), generator=generator)]
+    body[:, ::7] = special.mask_token_id
+    rows = [[*special.prefix, *row, *special.suffix] for row in body.tolist()]
+    ids = torch.tensor(rows)
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    ours = encoder.eval()(ids.to(device)).float().cpu()
+    encoder.train(was_training)
+    theirs = loaded.eval()(input_ids=ids).logits.float()
+    difference = float((ours - theirs).abs().max())
+    if not difference <= tolerance:  # NaN is no match either
+        raise ValueError(
+            f"the export in {folder} computes other logits: they differ by {difference:.2g}, more than {tolerance:g}"
+        )
+    return difference
+
+
+def copy_export(source: Path, target: Path) -> None:
+    """Copy an exported model to a new or empty folder, complete or not at all.
+
+    Raises:
+        ValueError: the target exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder; choose another one")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

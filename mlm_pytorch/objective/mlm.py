@@ -1,0 +1,387 @@
+"""`MLM`: masked language modelling around any transformer."""
+
+# B batch, L length, K selected positions, V vocabulary
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlm_pytorch import masking
+from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, mask_rate, millionths
+from mlm_pytorch.objective.checks import LateCheck
+from mlm_pytorch.objective.head import Head, find_head, head_width, logits_at, logits_of, name_of
+from mlm_pytorch.objective.loss import cross_entropy
+from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
+from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
+
+Selection = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class MLMOutput:
+    """What one call of `MLM` found out.
+
+    loss: scalar, `loss_sum / num_targets`; 0 where there are no targets.
+    loss_sum, num_targets: what to add up over micro-batches and ranks.
+    accuracy: scalar, the share of targets whose original token has the largest logit.
+    positions: (K,) int64, the targets as indices into the flattened (B * L) batch.
+    labels: (K,) int64, the original tokens there. logits: (K, V), the model's say.
+    """
+
+    loss: Tensor
+    loss_sum: Tensor
+    num_targets: Tensor
+    accuracy: Tensor
+    positions: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+class MLM(nn.Module):
+    """Masked language modelling (Devlin et al. 2019, §3.1) around a transformer of yours.
+
+    Calling it with token ids (B, L) masks some of them, runs the transformer, and returns the loss at the masked
+    positions; the transformer's vocabulary projection runs at these positions alone, wherever a check at the first call
+    finds that this changes nothing. Randomness comes from torch's generator.
+
+    Args:
+        transformer: ids (B, L) -> logits (B, L, V), or an object with `.logits`.
+        mask_prob: the share of maskable tokens to select, exactly ceil(share * count) per row; or a `RateSchedule` or
+            any other function of `mlm.progress`, which you set between 0 and 1 as training goes on.
+        replace_prob: among the selected, the share not shown as it is.
+        num_tokens: the vocabulary's size V; derived from the transformer's head where that tells it.
+        random_token_prob: among the selected, the share shown as a random token. BERT's 80/10/10 is
+            `replace_prob=0.9, random_token_prob=0.1`.
+        mask_token_id, pad_token_id: never selected, overwritten or drawn.
+        mask_ignore_token_ids: nor these, such as [CLS] and [SEP].
+        selection: "tokens", "words", "spans", "ngrams", or a function with the arguments of `masking.select_tokens`.
+        words: the vocabulary's `WordTable`, for selections of whole words.
+        head: the module of the transformer (or its dotted name) that makes logits of hidden states, where it is not
+            found by itself. Positions are gathered before it.
+        dense: run the head at every position, without any check.
+        pad_mask_argument: the transformer's argument that takes a mask, True at tokens and False at padding. Known for
+            Hugging Face models (`attention_mask`) and x-transformers (`mask`); elsewhere nothing is passed unless named.
+        z_loss: weight of the squared log-normaliser in the loss; 1e-4 keeps logits from drifting.
+
+    Raises:
+        ValueError: for settings that contradict each other or the transformer.
+
+    Example:
+        >>> transformer = nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 100))
+        >>> mlm = MLM(transformer, mask_token_id=2, pad_token_id=0)
+        >>> loss = mlm(torch.randint(3, 100, (2, 32)))
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        mask_prob: float | RateSchedule | Callable[[float], float] = 0.15,
+        replace_prob: float = 0.9,
+        num_tokens: int | None = None,
+        random_token_prob: float = 0.0,
+        mask_token_id: int = 2,
+        pad_token_id: int = 0,
+        mask_ignore_token_ids: Iterable[int] = (),
+        *,
+        selection: str | Selection = "tokens",
+        words: WordTable | None = None,
+        head: Head | None = None,
+        dense: bool = False,
+        pad_mask_argument: str | None = None,
+        z_loss: float = 0.0,
+    ):
+        super().__init__()
+        self.transformer = transformer
+        self.mask_prob, self.replace_prob, self.random_token_prob = mask_prob, replace_prob, random_token_prob
+        self.mask_token_id, self.pad_token_id = mask_token_id, pad_token_id
+        self.mask_ignore_token_ids = {*mask_ignore_token_ids, pad_token_id}
+        self.z_loss = z_loss
+        self.progress = 0.0
+        self.pad_mask_argument = pad_mask_argument or _known_pad_mask_argument(_bare(transformer))
+
+        bare = _bare(transformer)
+        self._head_name = None if head is None else name_of(bare, head)
+        self._verdict = Verdict(None) if dense else None
+        self.num_tokens = num_tokens
+        self._width = _vocabulary(bare, self._head_name, num_tokens)
+        self._check_settings()
+        self._select, self._words = _selection(selection, words), words
+
+        special = torch.tensor(sorted({*self.mask_ignore_token_ids, mask_token_id}))
+        self.register_buffer("_special_ids", special, persistent=False)
+        self.register_buffer("_drawable_ids", self._drawable(special), persistent=False)
+        self._check_ids, self._check_logits = LateCheck(self._explain_ids), LateCheck(_explain_logits)
+
+    def forward(
+        self, seq: Tensor, labels: Tensor | None = None, return_output: bool = False, **kwargs: Any
+    ) -> Tensor | MLMOutput:
+        """The loss of masked language modelling.
+
+        Args:
+            seq: (B, L) int64 token ids.
+            labels: (B, L) int64; given, `seq` is taken as corrupted already, and the loss is over the positions whose
+                label is neither `IGNORE_INDEX` nor padding.
+            return_output: return an `MLMOutput` instead of the loss alone.
+            kwargs: passed on to the transformer.
+
+        Returns:
+            A float32 scalar with a gradient path; 0 where nothing could be masked.
+
+        Raises:
+            ValueError: for ids that are no (B, L) integers or lie outside the vocabulary, labels of another shape, a
+                transformer that returns no logits, a head of another width, and logits that are not finite (which on
+                CUDA is seen one call late, except at the first).
+        """
+        self._check_input(seq, labels)
+        corrupted = self.corrupt(seq) if labels is None else self._as_corrupted(seq, labels)
+        positions_K = self._positions(corrupted.selected, exact=labels is not None or return_output)
+        labels_K = corrupted.labels.flatten().index_select(0, positions_K)
+
+        logits_KV = self._logits_at(positions_K, corrupted.input_ids, self._with_pad_mask(seq, kwargs))
+        loss_sum, num_targets = cross_entropy(logits_KV, labels_K, z_loss=self.z_loss)
+        loss = loss_sum / num_targets.clamp(min=1)
+
+        self._check_finite(loss, logits_KV, labels_K, positions_K, seq.shape[1])
+        if not return_output:
+            return loss
+        accuracy = (logits_KV.argmax(-1) == labels_K).sum() / num_targets.clamp(min=1)
+        return MLMOutput(loss, loss_sum, num_targets, accuracy, positions_K, labels_K, logits_KV)
+
+    def corrupt(self, seq: Tensor) -> Corrupted:
+        """Select and replace tokens of `seq` (B, L), as a call would; what the model sees, and the labels."""
+        scores = draw_scores(seq)
+        maskable = ~torch.isin(seq, self._special_ids)
+        words = {}
+        if self._words is not None:
+            self._words = self._words.to(seq.device)
+            words["words"] = self._words
+        selected = self._select(scores, seq, maskable, mask_rate(self.mask_prob, self.progress), **words)
+        return corrupt(
+            seq,
+            selected,
+            scores,
+            mask_token_id=self.mask_token_id,
+            replace_prob=self.replace_prob,
+            random_token_prob=self.random_token_prob,
+            drawable_ids=self._drawable_ids,
+        )
+
+    @torch.compiler.disable
+    def verify(self, seq: Tensor, **kwargs: Any) -> Verdict:
+        """Check where the transformer lets selected positions through alone; the first call does it by itself.
+
+        Call it before parameters are sharded (FSDP), which the check can't see through. Warns where the answer is
+        nowhere; every position then meets the vocabulary, as slow and as right as without us.
+        """
+        transformer = _bare(self.transformer)
+        kwargs = self._with_pad_mask(seq, kwargs)
+        try:
+            verdict = verify_head(transformer, seq, kwargs, head=self._head_name, num_tokens=self._width)
+        except SHAPE_ERRORS as error:  # the model itself fails here; where it is the user's, its own call will say so
+            verdict = Verdict(None, f"the check failed ({type(error).__name__}: {error})")
+        if verdict.head is None:
+            warnings.warn(
+                f"every position of {type(transformer).__name__} passes through its output head, which is slow: "
+                f"{verdict.reason}; name another module as head=, or say dense=True",
+                stacklevel=2,
+            )
+        self._verdict = verdict
+        return verdict
+
+    def _logits_at(self, positions_K: Tensor, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if self._verdict is None and input_ids.numel() >= MIN_TOKENS:
+            self.verify(input_ids, **kwargs)
+        if self._verdict is not None and self._verdict.head is not None:
+            head = _path(self.transformer, self._verdict.head)
+            logits = _run_sparse(self.transformer, head, positions_K, input_ids, **kwargs)
+        else:
+            logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
+            if logits.shape[:-1] != input_ids.shape:
+                raise ValueError(
+                    f"{type(self.transformer).__name__} returned logits {tuple(logits.shape)} for ids "
+                    f"{tuple(input_ids.shape)}; return one row of logits per id, (B, L, V)"
+                )
+            logits = logits.flatten(0, 1)
+        self._check_width(logits.shape[-1])
+        if logits.shape[0] == input_ids.numel():  # dense, or a compiled transformer that did not see our hook
+            logits = logits.index_select(0, positions_K)
+        return logits
+
+    def _positions(self, selected: Tensor, *, exact: bool) -> Tensor:
+        """(K,) flattened indices of the selected positions. On CUDA, K is bounded without asking the device."""
+        flat = selected.flatten()
+        on_host = selected.device.type == "cpu" and not torch.compiler.is_compiling()
+        if exact or on_host or self._select is not masking.select_tokens:
+            return flat.nonzero().squeeze(1)
+        rows, length = selected.shape
+        bound = masking.max_selected([length] * rows, mask_rate(self.mask_prob, self.progress))
+        return flat.to(torch.uint8).argsort(descending=True, stable=True)[:bound]  # spare slots hold no label
+
+    def _with_pad_mask(self, seq: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        name = self.pad_mask_argument
+        if name is None or name in kwargs:
+            return kwargs
+        is_token = seq != self.pad_token_id
+        if seq.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_token.all()):
+            return kwargs
+        is_token = is_token | ~is_token.any(dim=-1, keepdim=True)  # a row without tokens must not become NaN
+        return {**kwargs, name: is_token.long() if name == "attention_mask" else is_token}
+
+    def _as_corrupted(self, seq: Tensor, labels: Tensor) -> Corrupted:
+        labels = labels.masked_fill(labels == self.pad_token_id, IGNORE_INDEX)
+        return Corrupted(seq, labels, labels != IGNORE_INDEX)
+
+    def _drawable(self, special: Tensor) -> Tensor | None:
+        if not self.random_token_prob:
+            return None
+        assert self._width is not None
+        ids = torch.arange(self._width)
+        return ids[~torch.isin(ids, special)]
+
+    def _check_settings(self) -> None:
+        rate = self.mask_prob if not callable(self.mask_prob) else mask_rate(self.mask_prob, 0.0) / 1_000_000
+        for name, prob in (
+            ("mask_prob", rate),
+            ("replace_prob", self.replace_prob),
+            ("random_token_prob", self.random_token_prob),
+        ):
+            if not 0.0 <= prob <= 1.0:
+                raise ValueError(f"{name} {prob} is outside [0, 1]; pass a share such as 0.15")
+        if millionths(self.random_token_prob) > millionths(self.replace_prob):
+            raise ValueError(
+                f"random_token_prob {self.random_token_prob} exceeds replace_prob {self.replace_prob}, of which it is "
+                "a part; lower it or raise replace_prob"
+            )
+        if self._width is None:
+            if self.random_token_prob:
+                raise ValueError(
+                    f"random_token_prob {self.random_token_prob} needs to know the vocabulary, which this transformer "
+                    "does not tell; pass num_tokens"
+                )
+        elif not 0 <= self.mask_token_id < self._width:
+            raise ValueError(
+                f"mask_token_id {self.mask_token_id} is outside the vocabulary of num_tokens {self._width}; "
+                "pass the id of a token that the model knows"
+            )
+
+    def _check_input(self, seq: Tensor, labels: Tensor | None) -> None:
+        if seq.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"ids are {seq.dtype}; pass token ids as int64, such as seq.long()")
+        if seq.dim() != 2:
+            raise ValueError(f"ids have shape {tuple(seq.shape)}; pass (batch, length), such as seq.unsqueeze(0)")
+        if labels is not None and labels.shape != seq.shape:
+            raise ValueError(
+                f"labels {tuple(labels.shape)} differ in shape from ids {tuple(seq.shape)}; pass one label per id, "
+                f"{IGNORE_INDEX} where there is nothing to predict"
+            )
+        if seq.numel() and not torch.compiler.is_compiling():
+            self._check_ids(torch.stack(seq.aminmax()))
+
+    def _check_width(self, width: int) -> None:
+        if width == self._width:
+            return
+        if self._width is not None and (self.num_tokens is not None or self.random_token_prob):
+            raise _wrong_width(type(_bare(self.transformer)).__name__, width, self._width)
+        self._width = width  # what the head looked like was wrong, or told nothing
+
+    def _explain_ids(self, extremes: list[int]) -> str | None:
+        low, high = extremes
+        if low < 0:
+            return f"id {low} is negative; token ids start at 0 (pad with pad_token_id {self.pad_token_id})"
+        if self._width is not None and high >= self._width:
+            return f"id {high} is outside the vocabulary of num_tokens {self._width}; use the tokenizer of this model"
+        return None
+
+    def _check_finite(
+        self, loss: Tensor, logits_KV: Tensor, labels_K: Tensor, positions_K: Tensor, length: int
+    ) -> None:
+        if torch.compiler.is_compiling() or logits_KV.numel() == 0:
+            return
+        if loss.device.type == "cpu" and bool(loss.isfinite()):  # elsewhere, looking at the loss would wait for it
+            return
+        is_bad_K = ~logits_KV.detach().amax(-1).isfinite() & (labels_K != IGNORE_INDEX)
+        first = positions_K[is_bad_K.to(torch.uint8).argmax()]
+        self._check_logits(torch.stack((is_bad_K.any().long(), first // length, first % length)))
+
+
+def _explain_logits(values: list[int]) -> str | None:
+    is_bad, row, position = values
+    if not is_bad:
+        return None
+    return (
+        f"logits are NaN or infinite, first at row {row}, position {position}; "
+        "look for a learning rate too high, or for a broken weight or input"
+    )
+
+
+@torch.compiler.disable  # hooks that come and go with each call are nothing to compile
+def _run_sparse(*args: Any, **kwargs: Any) -> Tensor:
+    return logits_at(*args, **kwargs)
+
+
+def _selection(selection: str | Selection, words: WordTable | None) -> Selection:
+    """The function that selects. Raises ValueError for unknown names, and for words without a table."""
+    named = {
+        "tokens": masking.select_tokens,
+        "words": masking.select_words,
+        "spans": masking.select_spans,
+        "ngrams": masking.select_ngrams,
+    }
+    if isinstance(selection, str) and selection not in named:
+        raise ValueError(f"selection {selection!r} is unknown; choose {', '.join(named)}, or pass a function")
+    function = named[selection] if isinstance(selection, str) else selection
+    if function in (masking.select_words, masking.select_ngrams) and words is None:
+        raise ValueError(f"selection {selection!r} needs to know where words begin; pass words=derive_words(tokenizer)")
+    if function is masking.select_tokens and words is not None:
+        raise ValueError("selection 'tokens' has no use for words; drop them, or pass selection='words'")
+    return function
+
+
+def _vocabulary(transformer: nn.Module, head: str | None, num_tokens: int | None) -> int | None:
+    """The vocabulary's size, told by the user or by the head. Raises ValueError where these differ."""
+    found = head if head is not None else find_head(transformer, num_tokens)
+    width = head_width(transformer, found)
+    if num_tokens is not None and width is not None and width != num_tokens:
+        raise _wrong_width(type(transformer).__name__, width, num_tokens)
+    return num_tokens if num_tokens is not None else width
+
+
+def _wrong_width(transformer: str, width: int, num_tokens: int) -> ValueError:
+    return ValueError(
+        f"the head of {transformer} gives {width} logits, but num_tokens is {num_tokens}; pass num_tokens={width} "
+        "(and ids that stand for nothing as mask_ignore_token_ids), or the right module as head="
+    )
+
+
+def _known_pad_mask_argument(transformer: nn.Module) -> str | None:
+    """The padding mask's name in libraries where it means True at tokens."""
+    libraries = {base.__module__.partition(".")[0]: base for base in type(transformer).__mro__}
+    if "transformers" in libraries or "mlm_pytorch" in libraries:
+        return "attention_mask"
+    return "mask" if "x_transformers" in libraries else None
+
+
+def _bare(transformer: nn.Module) -> nn.Module:
+    """The transformer itself, out of what torch.compile and DistributedDataParallel put around it."""
+    for part in _path(transformer, "").split(".")[:-1]:
+        transformer = getattr(transformer, part)
+    return transformer
+
+
+def _path(transformer: nn.Module, name: str) -> str:
+    """A name in the bare transformer as seen from outside its wrappings."""
+    prefix = ""
+    while True:
+        if hasattr(transformer, "_orig_mod"):  # torch.compile
+            transformer, prefix = transformer._orig_mod, prefix + "_orig_mod."  # pyright: ignore[reportAssignmentType]
+        elif isinstance(transformer, nn.parallel.DistributedDataParallel):
+            transformer, prefix = transformer.module, prefix + "module."
+        else:
+            return prefix + name

@@ -1,0 +1,152 @@
+"""Masking and loss for a flat pack: what training and evaluation both run.
+
+Shapes: T tokens of a pack, D segments in it, K selected positions, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlm_pytorch.masking import corrupt, hash_scores, select_tokens
+from mlm_pytorch.objective.head import Head, logits_at
+from mlm_pytorch.objective.loss import cross_entropy
+from mlm_pytorch.tokens import SpecialTokens
+
+
+class Pack(Protocol):
+    """Whole pieces laid end to end, as `mlm_pytorch.data` builds them."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """(T,) int64."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(D,) int64; sums to T."""
+        ...
+
+    @property
+    def pieces(self) -> np.ndarray:
+        """(D,) int64, the piece in each segment; -1 for padding."""
+        ...
+
+    @property
+    def visits(self) -> np.ndarray:
+        """(D,) int64, how often that piece was served before."""
+        ...
+
+    @property
+    def cu_seqlens(self) -> np.ndarray:
+        """(D + 1,) int64 borders of the segments."""
+        ...
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(T,) int64, restarting at 0 with each segment."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of pieces, padding not counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskedPack:
+    """A pack as the model sees it, and what it must say.
+
+    Attributes:
+        input_ids: (T,) int64, corrupted.
+        cu_seqlens: (D + 1,) int32 borders of the segments.
+        max_seqlen: a bound on their lengths.
+        positions: (K,) int64, the selected positions.
+        labels: (K,) int64, the original ids there.
+        num_tokens: tokens of pieces in the pack, padding not counted.
+    """
+
+    input_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    positions: Tensor
+    labels: Tensor
+    num_tokens: int
+
+    @property
+    def num_targets(self) -> int:
+        """K, known without asking the device."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "MaskedPack":
+        """The same on another device; to CUDA through pinned memory, without waiting."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+        if device.type == "cpu":
+            return self
+        tensors = (move(x) for x in (self.input_ids, self.cu_seqlens, self.positions, self.labels))
+        input_ids, cu_seqlens, positions, labels = tensors
+        return MaskedPack(input_ids, cu_seqlens, self.max_seqlen, positions, labels, self.num_tokens)
+
+
+class PackMasker:
+    """Masks packs by a hash of (seed, visit, piece, position): the same masks on any device and in any packing.
+
+    Args:
+        special: what the vocabulary reserves.
+        seed: of the masks.
+        replace_prob: among the selected positions, the share not shown as it is.
+        random_token_prob: among the selected positions, the share shown as a random token.
+
+    Raises:
+        ValueError: `random_token_prob` above `replace_prob`, or probabilities outside [0, 1].
+    """
+
+    def __init__(self, special: SpecialTokens, seed: int, replace_prob: float = 1.0, random_token_prob: float = 0.0):
+        self.special, self.seed = special, seed
+        self.replace_prob, self.random_token_prob = replace_prob, random_token_prob
+        self._is_special = special.is_special()
+        self._drawable_ids = special.drawable_ids()
+
+    def __call__(self, pack: Pack, mask_prob: int) -> MaskedPack:
+        """Mask a pack at a rate of `mask_prob` millionths: ceil(p n) of each piece's n maskable tokens."""
+        input_ids = torch.from_numpy(pack.input_ids)
+        lengths = torch.from_numpy(pack.lengths)
+        cu_seqlens = torch.from_numpy(pack.cu_seqlens)
+        positions = torch.from_numpy(pack.positions)
+        visits, pieces = (
+            torch.from_numpy(x).repeat_interleave(lengths, output_size=len(input_ids))
+            for x in (pack.visits, pack.pieces)
+        )
+        scores = hash_scores(self.seed, visits, pieces, positions)
+        maskable = ~self._is_special[input_ids]
+        selected = select_tokens(scores, input_ids, maskable, mask_prob, cu_seqlens=cu_seqlens)
+        corrupted = corrupt(
+            input_ids,
+            selected,
+            scores,
+            mask_token_id=self.special.mask_token_id,
+            replace_prob=self.replace_prob,
+            random_token_prob=self.random_token_prob,
+            drawable_ids=self._drawable_ids,
+        )
+        where = selected.nonzero().squeeze(1)
+        longest = int(pack.lengths.max())
+        return MaskedPack(corrupted.input_ids, cu_seqlens.int(), longest, where, input_ids[where], pack.num_tokens)
+
+
+def pack_logits(model: nn.Module, head: Head | None, pack: MaskedPack) -> Tensor:
+    """Logits (K, V) at a pack's selected positions, by a model that takes flat packs."""
+    layout = {"cu_seqlens": pack.cu_seqlens, "max_seqlen": pack.max_seqlen}
+    if head is None:
+        return model(pack.input_ids, **layout)[pack.positions]
+    return logits_at(model, head, pack.positions, pack.input_ids, **layout)
+
+
+def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack) -> tuple[Tensor, Tensor]:
+    """Summed loss and number of targets of a pack; divide by the count of the whole batch."""
+    return cross_entropy(pack_logits(model, head, pack), pack.labels)

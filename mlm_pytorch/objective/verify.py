@@ -1,0 +1,294 @@
+"""Find out, before anything depends on it, whether a transformer lets some positions through its head alone.
+
+A guess about someone else's model must be checked, or it would be wrong in silence. ``verify_head`` runs the model on
+two rows of the user's batch, dense and sparse, and compares logits and gradients. Starting at the last module that the
+model runs, it also moves the place where positions are gathered back, module by module, while nothing changes: a BERT
+then gathers before the transform of its head, not only before the last projection.
+
+The check works on float32 copies of parameters and buffers, so that neither the model nor its gradients are touched.
+The copies carry some noise: a model whose last attention starts out at zero would otherwise seem to treat positions
+alone. Its cost is a few forward passes and two backward ones over two rows, once.
+"""
+
+# B batch, L length, K selected positions, D width, V vocabulary
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlm_pytorch.objective.head import find_head, gathered_before, logits_of, name_of, resolve
+
+TOLERANCE = 1e-4  # relative to the largest entry, and to 1
+NOISE = 0.02  # the usual scale of initial weights
+MIN_TOKENS = 8  # below this, too few positions are left out for a comparison to mean anything
+
+# What a model may raise when its head gets fewer positions than it expects; anything else is not about that.
+SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where positions may be gathered: ``head``, a dotted name; or None, with the reason."""
+
+    head: str | None
+    reason: str = ""
+
+
+@dataclass
+class _Call:
+    """A module's call in a traced run, with the calls made inside it."""
+
+    name: str
+    module: nn.Module
+    hidden: Tensor | None = None
+    children: list[_Call] = field(default_factory=list)
+
+
+def verify_head(
+    transformer: nn.Module,
+    input_ids: Tensor,
+    kwargs: dict[str, Any],
+    *,
+    head: str | None = None,
+    num_tokens: int | None = None,
+) -> Verdict:
+    """Where ``transformer(input_ids, **kwargs)`` may gather positions without changing logits or gradients.
+
+    Args:
+        transformer: the bare model, not wrapped for compilation or for several devices.
+        input_ids: (B, L) int64, of which two rows are used. With fewer than ``MIN_TOKENS`` tokens nothing can be told.
+        kwargs: the model's further arguments; tensors with B rows are cut with the ids.
+        head: the only place to try, where the user named one.
+        num_tokens: the vocabulary's size, where known.
+
+    Raises whatever the model raises on this input by itself.
+    """
+    if any(type(p).__name__ == "DTensor" for p in transformer.parameters()):
+        return Verdict(None, "its parameters are sharded already; call mlm.verify(seq) before sharding")
+    with torch.inference_mode(False), (bench := _Bench(transformer, input_ids, kwargs)).quiet():
+        calls, counts = bench.measure_dense()
+        if not bench.dense.isfinite().all():
+            return Verdict(None, "its logits are not finite")
+        chosen, reason = None, "no output head was found"
+        if head is None:
+            chosen = _walk_back(bench, _chain(calls), counts)
+        if chosen is None:
+            guess = head if head is not None else find_head(transformer, num_tokens)
+            if guess is not None:
+                name = name_of(transformer, guess)
+                reason = _obstacle(transformer, name, counts) or bench.difference(name)
+                chosen = name if not reason else None
+        if chosen is None:
+            return Verdict(None, reason)
+        try:
+            reason = bench.gradient_difference(chosen)
+        except AssertionError:  # Reformer goes backward in training mode only; both paths draw the same dropout
+            transformer.train()
+            reason = bench.gradient_difference(chosen)
+        return Verdict(None, reason) if reason else Verdict(chosen)
+
+
+def _chain(calls: list[_Call]) -> list[_Call]:
+    """The calls from hidden states to logits: those of the model itself, or of the one module that does all its work."""
+    while calls and calls[-1].hidden is None and calls[-1].children:
+        calls = calls[-1].children
+    return calls
+
+
+def _walk_back(bench: _Bench, calls: list[_Call], counts: Counter[nn.Module]) -> str | None:
+    """The earliest of the model's last modules before which gathering changes nothing."""
+    chosen = None
+    for call in reversed(calls):
+        if not bench.takes_positions(call.hidden):
+            if chosen is None:
+                continue  # such as a second head for whole sequences
+            break
+        if _obstacle(bench.transformer, call.name, counts) or bench.difference(call.name):
+            break
+        chosen = call.name
+    return chosen
+
+
+def _obstacle(transformer: nn.Module, name: str, counts: Counter[nn.Module]) -> str:
+    """Why a module can't be gathered before, whatever numbers say; empty where nothing stands against it."""
+    module = resolve(transformer, name)
+    if not isinstance(module, nn.Module):
+        return ""
+    if counts[module] != 1:
+        return f"its head {name!r} is called {counts[module]} times"
+    for part in module.modules():  # in training, these mix positions: the check in eval mode can't see it
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            return f"its head {name!r} normalises over positions ({type(part).__name__})"
+    return ""
+
+
+class _Bench:
+    """Two rows, copies of all weights, and the dense logits to compare with."""
+
+    dense: Tensor  # (2, L, V)
+
+    def __init__(self, transformer: nn.Module, input_ids: Tensor, kwargs: dict[str, Any]):
+        self.transformer = transformer
+        batch = input_ids.shape[0]
+        rows = min(2, batch)
+        self.kwargs = {
+            name: value[:rows].clone() if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+            for name, value in kwargs.items()
+        }
+        generator = torch.Generator().manual_seed(0)
+        self.input_ids = _mixed(input_ids[:rows].clone(), transformer, generator)
+        num_positions = self.input_ids.numel()
+        # An odd number of them, for heads that would take an even one for two rows.
+        some = torch.randperm(num_positions, generator=generator)[: num_positions // 3 | 1]
+        self.positions_K = some.sort().values.to(input_ids.device)
+        self.generator = generator
+        self.weights = self._copies(NOISE)
+
+    def _copies(self, noise: float) -> dict[str, Tensor]:
+        copies: dict[str, Tensor] = {}
+        for name, parameter in self.transformer.named_parameters():
+            copy = parameter.detach().clone()
+            if copy.is_floating_point():
+                copy = copy.float()
+                copy += noise * torch.randn(copy.shape, generator=self.generator).to(copy.device)
+                copy.requires_grad_()
+            copies[name] = copy
+        for name, buffer in self.transformer.named_buffers():
+            copies[name] = buffer.float() if buffer.dtype in (torch.float16, torch.bfloat16) else buffer.clone()
+        return copies
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Evaluation mode, full precision, and everything put back as it was."""
+        was_training = {module: module.training for module in self.transformer.modules()}
+        grads = {parameter: parameter.grad for parameter in self.transformer.parameters()}
+        device = self.input_ids.device
+        precision = torch.get_float32_matmul_precision()
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            try:
+                torch.set_float32_matmul_precision("highest")
+                self.transformer.eval()
+                for parameter in grads:
+                    parameter.grad = None
+                yield
+            finally:
+                for parameter, grad in grads.items():  # Reformer's own backward adds to these, copies or not
+                    parameter.grad = grad
+                torch.set_float32_matmul_precision(precision)
+                for module, training in was_training.items():
+                    module.training = training
+
+    def run(self) -> Tensor:
+        torch.manual_seed(0)  # models that draw random numbers even in evaluation draw the same ones each time
+        output = functional_call(self.transformer, self.weights, (self.input_ids,), self.kwargs)
+        return logits_of(output, self.transformer)
+
+    @torch.no_grad()
+    def measure_dense(self) -> tuple[list[_Call], Counter[nn.Module]]:
+        """Dense logits, with the tree of module calls and how often each module was called."""
+        with _traced(self.transformer) as (calls, counts):
+            self.dense = self.run()
+        if not self.dense.isfinite().all():  # some weights don't bear noise, such as those under a root
+            self.weights = self._copies(0.0)
+            self.dense = self.run()
+        return calls, counts
+
+    def takes_positions(self, hidden: Tensor | None) -> bool:
+        return hidden is not None and hidden.shape[:-1] in (self.input_ids.shape, (self.input_ids.numel(),))
+
+    @torch.no_grad()
+    def difference(self, name: str) -> str:
+        """How the logits differ where positions are gathered before a module; empty where they don't."""
+        try:
+            with gathered_before(self.transformer, name, self.positions_K):
+                sparse = self.run()
+        except SHAPE_ERRORS as error:
+            return f"its head {name!r} does not take some positions alone ({_first_line(error)})"
+        wanted = self._at_positions(self.dense)
+        if sparse.numel() != wanted.numel():
+            return f"with positions gathered before {name!r} it returned {tuple(sparse.shape)}"
+        return _difference(f"logits with positions gathered before {name!r}", sparse.reshape(wanted.shape), wanted)
+
+    def gradient_difference(self, name: str) -> str:
+        """How the gradients of any weight differ; empty where they don't."""
+        trained = {key: value for key, value in self.weights.items() if value.requires_grad}
+        weights_KV = torch.randn(len(self.positions_K), self.dense.shape[-1], generator=self.generator)
+        weights_KV = (weights_KV / len(self.positions_K)).to(self.dense.device)
+
+        def gradients(logits_KV: Tensor) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad((logits_KV * weights_KV).sum(), list(trained.values()), allow_unused=True)
+
+        with torch.enable_grad():
+            wanted = gradients(self._at_positions(self.run()))
+            with gathered_before(self.transformer, name, self.positions_K):
+                got = gradients(self.run().reshape(weights_KV.shape))
+        for key, a, b in zip(trained, got, wanted, strict=True):
+            if (a is None) != (b is None):
+                return f"{key} gets a gradient on one path only"
+            if a is not None and b is not None and (reason := _difference(f"the gradient of {key}", a, b)):
+                return reason
+        return ""
+
+    def _at_positions(self, logits: Tensor) -> Tensor:
+        return logits.reshape(-1, logits.shape[-1]).index_select(0, self.positions_K)
+
+
+@contextmanager
+def _traced(transformer: nn.Module) -> Iterator[tuple[list[_Call], Counter[nn.Module]]]:
+    root = _Call("", transformer)
+    stack, counts = [root], Counter()
+
+    def enter(call: _Call, args: tuple, kwargs: dict) -> None:
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
+        call.hidden = next(tensors, None)
+        stack[-1].children.append(call)
+        stack.append(call)
+        counts[call.module] += 1
+
+    with ExitStack() as hooks:
+        for name, module in transformer.named_modules():
+            if not name:
+                continue
+
+            def before(module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
+                enter(_Call(name, module), args, kwargs)
+
+            def after(*_: Any) -> None:
+                stack.pop()
+
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield root.children, counts
+
+
+def _mixed(input_ids: Tensor, transformer: nn.Module, generator: torch.Generator) -> Tensor:
+    """Ids drawn anew from the smallest table that holds those given: rows of one repeated token would tell nothing."""
+    highest = int(input_ids.max())
+    sizes = [m.num_embeddings for m in transformer.modules() if isinstance(m, nn.Embedding)]
+    size = min((size for size in sizes if size > highest), default=0)
+    if size < MIN_TOKENS:
+        return input_ids
+    drawn = torch.randint(0, size, input_ids.shape, generator=generator)
+    keep = torch.rand(input_ids.shape, generator=generator) < 0.5  # half of the user's own, with what they stand for
+    return torch.where(keep.to(input_ids.device), input_ids, drawn.to(input_ids))
+
+
+def _difference(what: str, got: Tensor, wanted: Tensor) -> str:
+    allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+    difference = float((got - wanted).abs().max())
+    return "" if difference <= allowed else f"{what} differ by {difference:.2g} (allowed {allowed:.2g})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

@@ -1,0 +1,262 @@
+"""What every room needs to know about a vocabulary, and nothing about models or files.
+
+`SpecialTokens` names the ids that mean something other than content: they are never selected, overwritten or drawn.
+`WordTable` says from token ids alone where words begin (`masking.words` derives it from a tokenizer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that is not in the loss, as in `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids of a vocabulary that stand for no content.
+
+    num_tokens: size of the vocabulary; ids run from 0 to num_tokens - 1.
+    ids: every special id, sorted, `mask_token_id` and `pad_token_id` among them.
+    prefix, suffix: ids put before and after each piece, such as ([CLS],) and ([SEP],).
+
+    >>> special = SpecialTokens(8, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
+    >>> special.drawable_ids().tolist()
+    [1, 5, 6, 7]
+
+    Raises ValueError where an id lies outside the vocabulary, or where a named id is missing from `ids`.
+    """
+
+    num_tokens: int
+    mask_token_id: int
+    pad_token_id: int
+    ids: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens {self.num_tokens} is not positive; pass the size of the vocabulary")
+        for name in ("ids", "prefix", "suffix"):
+            object.__setattr__(self, name, tuple(int(i) for i in getattr(self, name)))
+        if list(self.ids) != sorted(set(self.ids)):
+            raise ValueError(f"ids {self.ids} must be sorted and without repeats; pass tuple(sorted(set(ids)))")
+        outside = [i for i in self.ids if not 0 <= i < self.num_tokens]
+        if outside:
+            raise ValueError(
+                f"special ids {outside} lie outside the vocabulary of {self.num_tokens}; "
+                "raise num_tokens or drop these ids"
+            )
+        named = {
+            "mask_token_id": (self.mask_token_id,),
+            "pad_token_id": (self.pad_token_id,),
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+        }
+        for name, ids in named.items():
+            missing = sorted(set(ids) - set(self.ids))
+            if missing:
+                raise ValueError(f"{name} {missing} is not among the special ids {self.ids}; add it to ids")
+
+    def is_special(self, device: torch.device | str | None = None) -> Tensor:
+        """(num_tokens,) bool: True at special ids. `~special.is_special()[input_ids]` is what may be masked."""
+        table = torch.zeros(self.num_tokens, dtype=torch.bool)
+        table[list(self.ids)] = True
+        return table.to(device)
+
+    def drawable_ids(self, device: torch.device | str | None = None) -> Tensor:
+        """(num_tokens - len(ids),) int64, sorted: what a random replacement may be."""
+        return torch.nonzero(~self.is_special()).flatten().to(device)
+
+
+# A fact is one int64 per token id; these are its fields' lowest bits.
+_LEFT = 0  # 8 bits: class of the token's left end
+_RIGHT = 8  # 8 bits: class of its right end, where it begins a word
+_INNER = 16  # 8 bits: class of its right end, where it does not
+_PART = 24  # the token is a part of one character and nothing else: its right class is not known from it alone
+_OPEN = 25  # it begins with such a part, the character's first: its left class is not known from it alone
+_SHIFT = 26  # 5 bits: 6 for each continuation byte that it begins with
+_HEAD = 31  # 18 bits: the payload of these bytes
+_TAIL = 49  # 15 bits: the payload of a last character that is not complete, one byte short at most
+_ENDS = 0xFFFFFF  # the three classes
+_NUM_CLASSES = 256
+
+ALONE = 0  # class, at either end, of specials and added tokens: always words of their own
+INSIDE = 1  # left class of tokens that never begin a word, except after an ALONE one
+
+
+@dataclass(frozen=True, eq=False)
+class WordTable:
+    """Where words begin, from token ids alone: a class for each end of each token, and which pairs of classes part.
+
+    A word is what the tokenizer's own pre-tokenizer cuts out (`word_ids()`). Whether a cut lies between two tokens
+    depends on what the left one ends with and the right one begins with, so two classes per token and a small matrix
+    decide it. Where it also matters whether the left token itself began a word (an apostrophe that opens "'s", and one
+    that ends a run of punctuation), it has a second class for that. Characters that byte-level tokens cut apart are put
+    together again from the ids and judged like any other.
+
+    facts: (V,) int64, see above. parted: (256 * 256,) bool, at left token's right class * 256 + right token's left
+    class. char_class: (N,) int64, the three classes of each code point, packed alike, for characters that lay across
+    tokens; its last entry serves all code points above; empty where no token is a part of a character. two_sided:
+    whether any token has two right classes.
+
+    >>> words = WordTable.from_starts([True, True, False])    # ids 0 and 1 begin words, 2 continues one
+    >>> words.starts_word(torch.tensor([1, 2, 2, 0])).tolist()
+    [True, False, False, True]
+    """
+
+    facts: Tensor
+    parted: Tensor
+    char_class: Tensor
+    two_sided: bool = False
+
+    @classmethod
+    def from_starts(cls, starts: Sequence[bool] | Tensor) -> WordTable:
+        """For vocabularies whose ids say themselves whether they begin a word: `starts` (V,), True where they do."""
+        flags = torch.as_tensor(starts, dtype=torch.bool)
+        return cls.from_classes(
+            right=torch.full_like(flags, 2, dtype=torch.int64),
+            left=torch.where(flags, 2, INSIDE),
+            parted=torch.ones(3, 3, dtype=torch.bool),
+        )
+
+    @classmethod
+    def from_classes(
+        cls,
+        right: Tensor,
+        left: Tensor,
+        parted: Tensor,
+        *,
+        inner: Tensor | None = None,
+        parts: Tensor | None = None,
+        char_class: Tensor | None = None,
+    ) -> WordTable:
+        """From the classes at each token's ends, (V,) int64 each, ALONE and INSIDE as above, and parted (R, L) bool.
+
+        inner: (V,) int64, the right classes of tokens that do not begin a word, where they differ from `right`.
+        parts: (V,) int64, the remaining fields of the facts, made by `pack_part`. char_class: as in the class.
+
+        Raises ValueError for more than 256 classes at one end.
+        """
+        if max(parted.shape) > _NUM_CLASSES:
+            raise ValueError(f"parted {tuple(parted.shape)} exceeds {_NUM_CLASSES} classes; merge classes that agree")
+        square = torch.zeros(_NUM_CLASSES, _NUM_CLASSES, dtype=torch.bool)
+        square[: parted.shape[0], : parted.shape[1]] = parted
+        square[:, INSIDE] = False
+        square[ALONE, :] = square[:, ALONE] = True
+        inner = right if inner is None else inner
+        facts = (left << _LEFT) | (right << _RIGHT) | (inner << _INNER) | (0 if parts is None else parts)
+        char_class = torch.empty(0, dtype=torch.int64) if char_class is None else char_class
+        return cls(facts, square.flatten(), char_class, two_sided=bool((inner != right).any()))
+
+    @staticmethod
+    def pack_classes(left: int, right: int, inner: int) -> int:
+        """What an entry of `char_class` holds."""
+        return left << _LEFT | right << _RIGHT | inner << _INNER
+
+    @staticmethod
+    def pack_part(*, part: bool, opens: bool, head_bytes: int, head_bits: int, tail_bits: int) -> int:
+        """What a fact says of the parts of characters that a token begins and ends with."""
+        return part << _PART | opens << _OPEN | 6 * head_bytes << _SHIFT | head_bits << _HEAD | tail_bits << _TAIL
+
+    @property
+    def num_tokens(self) -> int:
+        """V, the number of ids that the table knows."""
+        return self.facts.numel()
+
+    def to(self, device: torch.device | str) -> WordTable:
+        """The same table on another device."""
+        return WordTable(self.facts.to(device), self.parted.to(device), self.char_class.to(device), self.two_sided)
+
+    def starts_word(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Bool, of input_ids' shape: whether a word begins at each position. Documents always begin words.
+
+        input_ids: int64, (B, L), or (T,) with `cu_seqlens` (D + 1,).
+
+        Raises ValueError for ids outside the table (on CPU; elsewhere the device reports them) or on another device.
+        """
+        if input_ids.device != self.facts.device:
+            raise ValueError(
+                f"input_ids on {input_ids.device} meet a WordTable on {self.facts.device}; call words.to(device) once"
+            )
+        eager_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if eager_cpu and input_ids.numel():
+            low, high = (int(i) for i in torch.aminmax(input_ids))
+            if low < 0 or high >= self.num_tokens:
+                raise ValueError(
+                    f"ids {low}..{high} leave the WordTable's vocabulary of {self.num_tokens}; "
+                    "derive it with a larger num_tokens, or from the tokenizer that made these ids"
+                )
+        first = _first_positions(input_ids, cu_seqlens)
+        facts = classes = self.facts.take(input_ids)
+        # Looking whether any character is cut apart costs a CPU less than putting none together; it would stall a GPU.
+        apart = bool(self.char_class.numel())
+        if apart and eager_cpu:
+            apart = bool((facts & (1 << _PART)).any())
+        if apart:
+            classes = self._join_characters(facts, first)
+        left, right = classes & 0xFF, (classes >> _RIGHT) & 0xFF
+        starts = self.parted.take((_shifted(right, 1) << 8) | left) | first
+        if self.two_sided:  # a second look, now that it is known which tokens begin words
+            began = _spread_over_parts(starts, facts) if apart else starts
+            right = torch.where(began, right, (classes >> _INNER) & 0xFF)
+            starts = self.parted.take((_shifted(right, 1) << 8) | left) | first
+        return starts
+
+    def _join_characters(self, facts: Tensor, first: Tensor) -> Tensor:
+        """The facts' classes, those of characters that lie across tokens taken from the whole character.
+
+        A character has 4 bytes at most, so it lies across 4 tokens at most: three steps to the right carry its bits to
+        the token that ends it, three steps to the left carry the sum back to the token that began it.
+        """
+        part, opens = _flag(facts, _PART), _flag(facts, _OPEN)
+        shift, head, tail = (facts >> _SHIFT) & 31, (facts >> _HEAD) & 0x3FFFF, (facts >> _TAIL) & 0x7FFF
+        follows = part & ~opens
+        ending = joined = tail  # code points so far, at each token's right end and where its head bytes end
+        for _ in range(3):
+            joined = (_shifted(ending, 1).masked_fill(first, 0) << shift) | head
+            ending = torch.where(follows, joined, tail)
+        whole = joined
+        goes_on = _shifted((shift > 0) & ~first, -1) & part
+        for _ in range(3):
+            whole = torch.where(goes_on, _shifted(whole, -1), joined)
+        last = self.char_class.numel() - 1
+        right = torch.where(part, self.char_class.take(joined.clamp(0, last)), facts) & (_ENDS - 0xFF)
+        left = torch.where(opens, self.char_class.take(whole.clamp(0, last)), facts) & 0xFF
+        return right | left
+
+
+def _flag(facts: Tensor, bit: int) -> Tensor:
+    return ((facts >> bit) & 1).bool()
+
+
+def _spread_over_parts(starts: Tensor, facts: Tensor) -> Tensor:
+    """`starts`, with tokens that continue a character taking the flag of the token that is its beginning."""
+    opens = _flag(facts, _OPEN)
+    follows = _flag(facts, _PART) & ~opens
+    began = starts & opens
+    for _ in range(3):
+        began = torch.where(follows, _shifted(began, 1), starts & opens)
+    return torch.where(follows, began, starts)
+
+
+def _first_positions(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Bool, of input_ids' shape: the first position of each document."""
+    if cu_seqlens is None:
+        first = torch.zeros_like(input_ids, dtype=torch.bool)
+        first[..., :1] = True
+        return first
+    # one place more than tokens: there the empty documents at the end begin
+    first = torch.zeros(input_ids.numel() + 1, dtype=torch.bool, device=input_ids.device)
+    first[cu_seqlens[:-1].long()] = True
+    return first[:-1]
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """Move along the last dimension by +1 or -1; zeros move in."""
+    zero = torch.zeros_like(x[..., :1])
+    return torch.cat([zero, x[..., :-1]] if by > 0 else [x[..., 1:], zero], dim=-1)

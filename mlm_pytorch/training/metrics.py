@@ -1,0 +1,96 @@
+"""What a run tells: lines in `metrics.jsonl`, and progress on the console."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+
+
+class MetricsFile:
+    """`metrics.jsonl`, one JSON object a line, cut back to a checkpoint's offset when a run continues from it."""
+
+    def __init__(self, path: Path, offset: int = 0):
+        self.path = path
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def write(self, **values: Any) -> None:
+        """Append a line."""
+        self._file.write(json.dumps(values).encode() + b"\n")
+
+    def flush(self) -> int:
+        """Bring every line to disk; returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    Example:
+        >>> clock(75), clock(3700)
+        ('1:15', '1:01:40')
+    """
+    minutes, rest = divmod(round(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """Progress of a run: a live line on a terminal, a plain line every ten seconds or so elsewhere.
+
+    Corpus text never passes through here, and nothing is read as markup.
+    """
+
+    PLAIN_EVERY = 10.0
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr, highlight=False, markup=False)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._printed = 0.0
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
+            columns.append(TextColumn("{task.fields[status]}", markup=False))
+            self._bar = Progress(*columns, console=self.console, transient=False, refresh_per_second=4)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, title: str, share: float, status: str, *, force: bool = False) -> None:
+        """Where the work stands: `share` of it done, `status` beside the bar."""
+        if self._bar is not None:
+            if self._task is None or self._bar.tasks[-1].description != title:
+                self._task = self._bar.add_task(title, total=1.0, status=status)
+            self._bar.update(self._task, completed=share, status=status)
+        elif force or time.monotonic() - self._printed >= self.PLAIN_EVERY:
+            self._printed = time.monotonic()
+            self.say(f"{title} {100 * share:3.0f}%  {status}")

@@ -1,0 +1,74 @@
+"""A run's folder: made once, locked while in use, continued by the same command.
+
+config.yaml   store/ (with tokenizer/)   metrics.jsonl   checkpoints/   model -> checkpoints/step-N/model
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlm_pytorch.training.config import TrainConfig
+
+CONFIG, LOCK, STORE = "config.yaml", ".lock", "store"
+# What a run may hold before it begins: the corpus is prepared first.
+_BEFORE_BEGIN = (LOCK, STORE, f".{STORE}.partial", f".{STORE}.replaced", f".{CONFIG}.partial")
+
+
+@contextmanager
+def run_folder(config: TrainConfig) -> Iterator[Path]:
+    """Open the folder of a run, new or to be continued, and hold it for this process alone.
+
+    A run begins with `begin`. If anything fails before, what was made for it is removed again.
+
+    Raises:
+        ValueError: the folder holds something else, another run, or is in use.
+    """
+    folder = config.out
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; name a folder")
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        foreign = [path.name for path in folder.iterdir() if path.name not in _BEFORE_BEGIN]
+        if foreign:
+            raise ValueError(f"--out {folder} holds {sorted(foreign)[0]!r} and no run; choose a new folder")
+    if (folder / CONFIG).is_file():
+        before = TrainConfig.from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
+        changed = before.differences(config)
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+                "repeat its command or choose another --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+    try:
+        yield folder
+    finally:
+        if not (folder / CONFIG).is_file():
+            _forget(folder)
+        os.close(handle)
+
+
+def begin(folder: Path, config: TrainConfig) -> None:
+    """Record the configuration: from here on the folder is a run, and the same command continues it."""
+    fresh = folder / f".{CONFIG}.partial"
+    fresh.write_text(config.to_yaml(), encoding="utf-8")
+    fresh.replace(folder / CONFIG)
+
+
+def _forget(folder: Path) -> None:
+    for name in _BEFORE_BEGIN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,379 @@
+"""The training loop: packs in, steps out, nothing lost on the way."""
+
+import math
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from mlm_pytorch.data.batches import Position, Reader
+from mlm_pytorch.masking import RateSchedule
+from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
+from mlm_pytorch.training.checkpoint import load_checkpoint, save_checkpoint
+from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.metrics import Display, MetricsFile, clock
+from mlm_pytorch.training.optimizer import (
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from mlm_pytorch.training.schedule import Budget, learning_rate_factor
+
+PREFETCH = 2  # steps whose packs are made ahead
+LOG_SECONDS = 1.0  # at most so often is the console touched
+PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
+
+
+class Score(Protocol):
+    """A held-out result."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per predicted token."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """Share of predicted tokens that were right."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come; saved with every checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: tokens of pieces read, padding not counted.
+        seconds: time spent since the first step, over all sittings.
+        total_steps: the budget in steps; for a time budget, as planned so far.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    total_steps: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the budget spent, in [0, 1]."""
+        return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The packs of one step, and where the reader stood after them."""
+
+    packs: list[MaskedPack]
+    position: Position
+
+
+def native_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies it natively, None (float32) elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return torch.bfloat16 if any(getattr(torch.cpu, name, lambda: False)() for name in checks) else None
+    return None
+
+
+class Trainer:
+    """Trains a model that takes flat packs, by steps of equal size, until the budget is spent.
+
+    Args:
+        model: the encoder, on its device.
+        reader: packs in training order.
+        config: the recipe.
+        folder: the run's folder, for checkpoints and metrics.
+        special_masker: masks the packs.
+        evaluate: measures the held-out loss of a model, or None where nothing is held out.
+        export: writes the model in Hugging Face format into a folder.
+        display: the console.
+
+    `run` returns True when the budget is spent, False when a signal stopped it; both leave a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reader: Reader,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        masker: PackMasker,
+        lr: float,
+        packs_per_step: int,
+        tokens_per_epoch: int,
+        evaluate: Callable[[nn.Module], Score] | None,
+        export: Callable[[nn.Module, Path], None],
+        display: Display,
+    ):
+        self.model, self.reader, self.config, self.folder = model, reader, config, folder
+        self.masker, self.evaluate, self.export, self.display = masker, evaluate, export, display
+        self.device = next(model.parameters()).device
+        self.autocast = native_precision(self.device) if config.precision == "auto" else None
+        if config.precision == "bf16":
+            self.autocast = torch.bfloat16
+        self.packs_per_step, self.lr = packs_per_step, lr
+        self.optimizers = build_optimizers(model, config.optimizer, lr, config.weight_decay)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.rate = RateSchedule(config.mask_prob, config.mask_prob_end)
+        self.budget = Budget.parse(config.budget)
+        steps = self.budget.steps(reader.capacity * packs_per_step, tokens_per_epoch)
+        self.progress = Progress(total_steps=steps or 0)
+        self.metrics: MetricsFile | None = None  # open while running
+        self._metrics_bytes = 0
+        self.stop_requested: str | None = None
+        self.head = find_head(model)
+        self._position = reader.position
+        self._recent: deque[float] = deque(maxlen=100)
+        self._last_evaluated = -1
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint whose weights the model already holds.
+
+        Raises:
+            ValueError: a checkpoint of another shape, or a budget that is already spent.
+        """
+        state, tensors = load_checkpoint(checkpoint)
+        load_optimizer_tensors(self.model, self.optimizers, tensors)
+        self.reader.restore(state["reader"])
+        self._position = self.reader.position
+        saved = Progress(**state["progress"])
+        self.progress = replace(saved, total_steps=self.progress.total_steps or saved.total_steps)
+        self._metrics_bytes = state["metrics_bytes"]
+        self._last_evaluated = state["last_evaluated"]
+
+    def checkpoint(self) -> None:
+        """Save everything that the next sitting needs."""
+        assert self.metrics is not None
+        state = {
+            "progress": vars(self.progress),
+            "reader": self._position.to_json(),
+            "metrics_bytes": self.metrics.flush(),
+            "last_evaluated": self._last_evaluated,
+        }
+        save_checkpoint(
+            self.folder,
+            self.progress.step,
+            export=lambda path: self.export(self.model, path),
+            optimizer=optimizer_tensors(self.model, self.optimizers),
+            state=state,
+            keep=self.config.keep,
+        )
+
+    # -------------------------------------------------------------------------------------------------- data
+
+    def _batches(self, stop: threading.Event) -> Iterator[Batch]:
+        """Make the packs of coming steps in a thread of its own; a pack is a pure function of the reader's position."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH)
+        first = self.progress.step
+
+        def make(step: int) -> Batch:
+            rate = self.rate(min(1.0, step / self.progress.total_steps) if self.progress.total_steps else 0.0)
+            packs = [self.masker(pack, rate) for pack in self.reader.take(self.packs_per_step)]
+            return Batch(packs, self.reader.position)
+
+        def work() -> None:
+            step = first
+            while not stop.is_set():
+                try:
+                    item: Batch | BaseException = make(step)
+                except (OSError, ValueError, RuntimeError) as error:  # handed to the training thread
+                    item = error
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if isinstance(item, BaseException):
+                    return
+                step += 1
+
+        thread = threading.Thread(target=work, name="packs", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    # -------------------------------------------------------------------------------------------------- step
+
+    def _backward(self, packs: list[MaskedPack]) -> tuple[torch.Tensor, int]:
+        """Gradients of the mean loss over all targets of a step; returns the summed loss and the count."""
+        num_targets = sum(pack.num_targets for pack in packs)
+        loss_sum = torch.zeros((), device=self.device)
+        for pack in packs:
+            moved = pack.to(self.device)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                pack_sum, _ = pack_loss(self.model, self.head, moved)
+            (pack_sum / max(1, num_targets)).backward()
+            loss_sum += pack_sum.detach()
+        return loss_sum, num_targets
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """One optimizer step; returns what is to be logged."""
+        share = self.progress.share
+        lr = self.lr * learning_rate_factor(
+            (self.progress.step + 1) / max(self.progress.total_steps, 1), self.config.warmup, self.config.decay
+        )
+        set_learning_rate(self.optimizers, lr)
+        loss_sum, num_targets = self._backward(batch.packs)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens = sum(pack.num_tokens for pack in batch.packs)
+        self._position = batch.position
+        self.progress = replace(self.progress, step=self.progress.step + 1, tokens=self.progress.tokens + tokens)
+        return {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "loss": float(loss_sum) / max(1, num_targets),
+            "lr": lr,
+            "mask_prob": self.rate(share) / 1e6,
+            "grad_norm": float(norm),
+            "fill": round(tokens / (self.reader.capacity * self.packs_per_step), 4),
+        }
+
+    # --------------------------------------------------------------------------------------------------- run
+
+    def _plan(self, batch: Batch) -> None:
+        """Turn a time budget into a first number of steps, from a few passes whose gradients are thrown away."""
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            loss_sum, _ = self._backward(batch.packs)
+            float(loss_sum)  # waits for the device
+            times.append(time.perf_counter() - start)
+            for parameter in self.parameters:
+                parameter.grad = None
+        planned = max(1, round(self.budget.amount / (1.05 * min(times))))
+        self.progress = replace(self.progress, total_steps=planned)
+
+    def _replan(self) -> None:
+        """Correct a time budget's number of steps by what steps have taken of late."""
+        spent = self.progress.seconds / self.budget.amount
+        if self.budget.unit != "seconds" or len(self._recent) < 10 or spent < PLAN_AFTER:
+            return
+        per_step = sum(self._recent) / len(self._recent)
+        remaining = max(0.0, self.budget.amount - self.progress.seconds)
+        total = self.progress.step + round(remaining / per_step)
+        self.progress = replace(self.progress, total_steps=max(total, self.progress.step))
+
+    def _finished(self) -> bool:
+        if self.budget.unit == "seconds" and self.progress.seconds >= self.budget.amount:
+            return True
+        return bool(self.progress.total_steps) and self.progress.step >= self.progress.total_steps
+
+    def _request_stop(self, number: int, _: FrameType | None) -> None:
+        if self.stop_requested is not None:
+            raise SystemExit(128 + number)
+        self.stop_requested = signal.Signals(number).name
+
+    def run(self) -> bool:
+        """Train until the budget is spent or a signal asks to stop."""
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self._metrics_bytes)
+        handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        stop = threading.Event()
+        try:
+            self._loop(stop)
+            self._evaluate()
+            self.checkpoint()
+        finally:
+            stop.set()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.metrics.close()
+        return self._finished()
+
+    def _loop(self, stop: threading.Event) -> None:
+        self.model.train()
+        batches = self._batches(stop)
+        every = Budget.parse(self.config.checkpoint_every)
+        saved_at, shown_at = time.monotonic(), 0.0
+        saved_step = self.progress.step
+        if self._finished():
+            return
+        batch = next(batches)
+        mark = time.monotonic()
+        if not self.progress.total_steps:
+            self._plan(batch)
+        while True:
+            values = self.step(batch)
+            now = time.monotonic()
+            self._recent.append(now - mark)
+            self.progress = replace(self.progress, seconds=self.progress.seconds + now - mark)
+            mark = now
+            self._write(values, self._recent[-1])
+            if now - shown_at >= LOG_SECONDS:
+                shown_at = now
+                self._replan()
+                self._show(values["loss"])
+            if self._finished() or self.stop_requested:
+                break
+            if self.evaluate is not None and self._evaluation_due():
+                self._evaluate()
+            waited = now - saved_at if every.unit == "seconds" else self.progress.step - saved_step
+            if waited >= every.amount:
+                self.checkpoint()
+                saved_at, saved_step = time.monotonic(), self.progress.step
+            batch = next(batches)
+        self._show(values["loss"], force=True)
+        batches.close()  # type: ignore[attr-defined]
+
+    def _evaluation_due(self) -> bool:
+        parts = self.config.evaluations
+        return bool(parts) and int(self.progress.share * parts) > int(
+            self._last_evaluated / self.progress.total_steps * parts
+        )
+
+    def _evaluate(self) -> None:
+        if self.evaluate is None or self._last_evaluated == self.progress.step:
+            return
+        score = self.evaluate(self.model)
+        self._last_evaluated = self.progress.step
+        assert self.metrics is not None
+        self.metrics.write(step=self.progress.step, valid_loss=score.loss, valid_accuracy=score.accuracy)
+        self.display.say(
+            f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
+        )
+
+    def _write(self, values: dict[str, Any], seconds: float) -> None:
+        assert self.metrics is not None
+        tokens = self.packs_per_step * self.reader.capacity * values["fill"]
+        self.metrics.write(
+            **values,
+            tokens_per_second=round(tokens / seconds, 1),
+            seconds=round(self.progress.seconds, 3),
+            total_steps=self.progress.total_steps,
+        )
+
+    def _show(self, loss: float, *, force: bool = False) -> None:
+        per_step = sum(self._recent) / len(self._recent)
+        rate = self.packs_per_step * self.reader.capacity / per_step
+        left = (self.progress.total_steps - self.progress.step) * per_step
+        if self.budget.unit == "seconds":
+            left = min(left, self.budget.amount - self.progress.seconds)
+        status = f"loss {loss:.3f}  {rate:,.0f} tokens/s  step {self.progress.step:,}  {clock(left)} left"
+        self.display.show("training", self.progress.share, status, force=force)

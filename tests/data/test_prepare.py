@@ -1,0 +1,444 @@
+"""Corpus -> store: every token once, held-out documents, and nothing half-written whatever happens."""
+
+import errno
+import fcntl
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlm_pytorch.data import prepare as module
+from mlm_pytorch.data import store as store_module
+from mlm_pytorch.data.prepare import PrepareProgress, prepare
+from mlm_pytorch.data.store import TokenStore
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["the cat sat on the mat and the dog did not " * 3] * 20, vocab_size=300)
+
+
+def write_jsonl(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def sentences(count):
+    return [f"the cat number {i} sat on the mat, the dog on number {i * i}" for i in range(count)]
+
+
+def pieces(folder, split="train"):
+    store = TokenStore.open(folder, split)
+    store.verify()
+    return [store.piece(i).tolist() for i in range(len(store))]
+
+
+def documents_of(folder, split, tokenizer):
+    """The texts of a split, pieces of a document joined by its full length (only for documents without repeats)."""
+    return tokenizer.backend.decode_batch(pieces(folder, split), skip_special_tokens=False)
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# -- what is stored ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=15),
+    seq_len=st.integers(3, 40),
+    workers=st.integers(1, 3),
+    batch=st.integers(1, 100),
+)
+def test_every_token_of_every_document_exactly_once(tokenizer, tmp_path_factory, texts, seq_len, workers, batch):
+    folder = tmp_path_factory.mktemp("law")
+    corpus = write_jsonl(folder / "a.jsonl", texts)
+    kept = [text for text in texts if text.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH_CHARACTERS", batch)
+        options = {"tokenizer": tokenizer, "seq_len": seq_len, "workers": workers, "valid_share": 0}
+        if not kept:
+            with pytest.raises(ValueError, match="holds no text"):
+                prepare([corpus], folder / "store", **options)
+            return
+        report = prepare([corpus], folder / "store", **options)
+    limit = seq_len - 2
+    expected = [ids[i : i + limit] for ids in tokenizer.encode_batch(kept) for i in range(0, len(ids), limit)]
+    assert pieces(folder / "store") == expected
+    assert (report.documents, report.empty_documents) == (len(kept), len(texts) - len(kept))
+    assert (report.pieces, report.tokens) == (len(expected), sum(map(len, expected)))
+    assert report.characters == sum(map(len, kept))
+    assert report.bytes == sum(len(text.encode()) for text in kept)
+    assert report.split_documents == sum(len(ids) > limit for ids in tokenizer.encode_batch(kept))
+
+
+def test_report_and_store(tokenizer, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    write_jsonl(tmp_path / "corpus" / "a.jsonl", sentences(300))
+    (tmp_path / "corpus" / "notes.log").write_text("not read")
+    report = prepare([tmp_path / "corpus"], tmp_path / "store", tokenizer=tokenizer, seq_len=32)
+    store, held_out = TokenStore.open(tmp_path / "store"), TokenStore.open(tmp_path / "store", "valid")
+    assert report.pieces == len(store) + len(held_out)
+    assert report.tokens == store.num_tokens + held_out.num_tokens
+    assert (report.valid_pieces, report.valid_tokens) == (len(held_out), held_out.num_tokens)
+    assert report.skipped_files == (tmp_path / "corpus" / "notes.log",)
+    assert report.valid_share == report.valid_documents / 300
+    assert report.characters_per_token == report.characters / report.tokens > 1
+    assert (report.unknown_rate, report.tokenizer_trained, report.num_tokens) == (
+        0,
+        False,
+        tokenizer.special.num_tokens,
+    )
+    assert (store.seq_len, store.tokenizer_fingerprint, store.source(0)) == (32, tokenizer.fingerprint, "a.jsonl")
+    assert load_tokenizer(store.tokenizer_folder).fingerprint == tokenizer.fingerprint
+    assert json.loads((store.tokenizer_folder / "tokenizer_config.json").read_text())["model_max_length"] == 32
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "manifest.json",
+        "tokenizer",
+        "train-00000.arrow",
+        "valid-00000.arrow",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
+
+
+def test_the_same_bytes_however_many_workers(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(module, "MAX_VALID_DOCUMENTS", 5)
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(300))
+    for workers in (1, 3):
+        prepare([corpus], tmp_path / f"store{workers}", tokenizer=tokenizer, workers=workers, valid_share=0.3)
+    assert contents(tmp_path / "store1") == contents(tmp_path / "store3")
+
+
+def test_tokenizer_trained_on_the_way(tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(300))
+    report = prepare([corpus], tmp_path / "store", vocab_size=280)
+    assert report.tokenizer_trained
+    assert report.num_tokens == 280 == TokenStore.open(tmp_path / "store").special.num_tokens
+    found = documents_of(tmp_path / "store", "train", load_tokenizer(tmp_path / "store" / "tokenizer"))
+    held = documents_of(tmp_path / "store", "valid", load_tokenizer(tmp_path / "store" / "tokenizer"))
+    assert sorted(found + held) == sorted(sentences(300))
+
+
+def test_standard_input_is_spooled_for_training(tmp_path):
+    program = "import sys; from mlm_pytorch.data.prepare import prepare; print(prepare(['-'], sys.argv[1]).documents)"
+    given_bytes = "\n".join(sentences(50)).encode()
+    command = [sys.executable, "-c", program, str(tmp_path / "store")]
+    result = subprocess.run(command, input=given_bytes, capture_output=True, check=True)
+    assert result.stdout.decode().strip() == "50"
+    assert listed(tmp_path) == ["store"]
+
+
+def test_unknown_tokens_are_counted(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    corpus = write_jsonl(tmp_path / "a.jsonl", ["the cat", "the dog", "the \u200b", "\u200b"])
+    report = prepare([corpus], tmp_path / "store", tokenizer=load_tokenizer(tmp_path / "tokenizer"), valid_share=0)
+    assert (report.documents, report.empty_documents) == (3, 1)  # a zero-width space has no token
+    assert (report.unknown_tokens, report.unknown_rate) == (1, 0.2)
+
+
+def test_progress(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 5000)
+    corpus = tmp_path / "a.jsonl.gz"
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in sentences(3000))
+    corpus.write_bytes(gzip.compress(lines.encode()))
+    seen: list[PrepareProgress] = []
+    report = prepare([corpus], tmp_path / "store", progress=seen.append)
+    assert [state.stage for state in seen[:2]] == ["tokenizer", "tokenizer"]
+    stored = [state for state in seen if state.stage == "store"]
+    assert len(stored) > 10
+    for name in ("bytes_done", "documents", "tokens"):
+        values = [getattr(state, name) for state in stored]
+        assert values == sorted(values)
+    assert (stored[-1].bytes_done, stored[-1].documents, stored[-1].tokens) == (
+        corpus.stat().st_size,
+        3000,
+        report.tokens,
+    )
+    assert {state.bytes_total for state in seen} == {corpus.stat().st_size}
+
+
+def test_the_tokenizers_variable_is_restored(tokenizer, tmp_path, monkeypatch):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared corpora are not here")
+def test_real_corpora(tmp_path):
+    tokenizer = load_tokenizer(SHARED / "mix10m" / "tokenizer-16k")
+    report = prepare([SHARED / "mix10m" / "valid.jsonl.gz"], tmp_path / "store", tokenizer=tokenizer, valid_share=0)
+    with gzip.open(SHARED / "mix10m" / "valid.jsonl.gz", "rt") as lines:
+        encoded = tokenizer.encode_batch([json.loads(line)["text"] for line in lines])
+    store = TokenStore.open(tmp_path / "store")
+    assert np.concatenate([store.piece(i) for i in range(len(store))]).tolist() == list(chain.from_iterable(encoded))
+    assert report.documents == len(encoded)
+    report = prepare([SHARED / "sequences" / "proteins.parquet"], tmp_path / "proteins", tokenizer=tokenizer)
+    assert (report.documents, report.characters) == (10_000, 3_353_645)
+
+
+# -- holding out -------------------------------------------------------------------------------------------------------
+
+
+def splits(folder, tokenizer):
+    manifest = TokenStore.open(folder).manifest
+    return tuple(
+        documents_of(folder, split, tokenizer) if split in manifest.splits else [] for split in ("train", "valid")
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    numbers=st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    share=st.sampled_from([0.01, 0.3, 0.9]),
+    most=st.integers(1, 10),
+    copies=st.integers(1, 4),
+    batch=st.integers(1, 100),
+)
+def test_held_out_documents(tokenizer, tmp_path_factory, numbers, share, most, copies, batch):
+    folder = tmp_path_factory.mktemp("law")
+    texts = [f"cat {number}" for number in numbers]
+    corpus = write_jsonl(folder / "a.jsonl", texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH_CHARACTERS", batch)
+        patch.setattr(module, "MAX_VALID_DOCUMENTS", most)
+        patch.setattr(module, "MAX_COPIES", copies)
+        prepare([corpus], folder / "store", tokenizer=tokenizer, valid_share=share)
+    train, held = splits(folder / "store", tokenizer)
+    assert Counter(train + held) == Counter(texts)  # nothing lost, nothing twice
+    assert len(train) >= 1
+    assert len(held) >= 1 or len(texts) == 1
+    assert len(held) <= max(most, copies)
+    if len(held) > 1:
+        assert not set(train) & set(held)
+
+
+def test_held_out_share_and_bound(tokenizer, tmp_path, monkeypatch):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(4000))
+    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0.1)
+    assert 0.08 < report.valid_share < 0.12
+    assert 20 < prepare([corpus], tmp_path / "store", tokenizer=tokenizer).valid_documents < 60
+    monkeypatch.setattr(module, "MAX_VALID_DOCUMENTS", 100)
+    bounded = prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5)
+    assert 40 < bounded.valid_documents <= 100
+    numbers = [int(text.split()[3]) for text in splits(tmp_path / "bounded", tokenizer)[1]]
+    assert max(numbers) > 3000  # not only the head
+    monkeypatch.setattr(module, "MAX_VALID_TOKENS", 500)
+    assert prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5).valid_tokens <= 500
+
+
+def test_valid_files(tokenizer, tmp_path):
+    train, held = write_jsonl(tmp_path / "a.jsonl", sentences(50)), write_jsonl(tmp_path / "b.jsonl", ["the mat", ""])
+    report = prepare([train], tmp_path / "store", tokenizer=tokenizer, valid=[held])
+    assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat"])
+    assert (report.valid_documents, report.empty_documents, report.documents) == (1, 1, 51)
+
+
+def test_nothing_held_out(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(50))
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0)
+    assert list(TokenStore.open(tmp_path / "store").manifest.splits) == ["train"]
+    prepare([write_jsonl(tmp_path / "a.jsonl", ["only one"])], tmp_path / "store", tokenizer=tokenizer)
+    assert list(TokenStore.open(tmp_path / "store").manifest.splits) == ["train"]
+
+
+# -- errors and what they leave ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seq_len": 2}, r"seq_len 2 leaves no room beside the 2 tokens that frame a piece"),
+        ({"valid_share": 1.0}, r"valid_share 1.0 is not a share; choose at least 0 and less than 1"),
+        ({"valid_share": 0.1, "valid": ["x"]}, r"valid files and valid_share 0.1 are both given"),
+        ({"workers": 0}, r"workers 0 is too few; choose at least 1"),
+        ({"vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
+        ({"valid": ["nowhere.txt"]}, r"nowhere.txt does not exist"),
+    ],
+)
+def test_wrong_options(tokenizer, tmp_path, options, message):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    with pytest.raises(ValueError, match=message):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, **options)
+    assert listed(tmp_path) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("given_tokenizer", [True, False])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"(holds no text \(no documents\); check the path|there is no text to train a tokenizer on)"),
+        (b'{"text": " "}\n' * 3, r"(holds no text \(only 3 empty documents\)|there is no text)"),
+        (b'{"text": "good"}\n' * 500 + b"{", r"line 501 is not JSON"),
+    ],
+)
+def test_a_wrong_corpus_leaves_nothing(tokenizer, tmp_path, content, message, given_tokenizer):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        prepare([tmp_path / "a.jsonl"], tmp_path / "store", tokenizer=tokenizer if given_tokenizer else None)
+    assert listed(tmp_path) == ["a.jsonl"]
+
+
+def test_an_error_leaves_the_old_store(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(50))
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    before = contents(tmp_path / "store")
+    corpus.write_text('{"text": "a"}\n{')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert contents(tmp_path / "store") == before
+    write_jsonl(corpus, ["quite another corpus"])
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert splits(tmp_path / "store", tokenizer)[0] == ["quite another corpus"]
+    assert listed(tmp_path) == ["a.jsonl", "store"]
+
+
+def test_what_is_not_ours_is_refused(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    with pytest.raises(ValueError, match=r"a.jsonl is a file, not a folder"):
+        prepare([corpus], corpus, tokenizer=tokenizer)
+    out = tmp_path / "thesis"
+    out.mkdir()
+    prepare([corpus], out, tokenizer=tokenizer)  # empty, so it may be used
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"thesis holds 'notes.txt' and is not a store that could be replaced"):
+        prepare([corpus], out, tokenizer=tokenizer)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    (out / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"thesis is not empty and is not a store"):
+        prepare([corpus], out, tokenizer=tokenizer)
+    below = corpus / "store"
+    with pytest.raises(ValueError, match=r"cannot be written \(.*\); choose another place"):
+        prepare([corpus], below, tokenizer=tokenizer)
+
+
+def test_two_at_once(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    (tmp_path / ".store.partial").mkdir()
+    with (tmp_path / ".store.partial" / "preparing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="store is being prepared by another process; wait"):
+            prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert listed(tmp_path) == ["a.jsonl", "store"]
+
+
+@pytest.mark.parametrize("place", ["train-00000.arrow", "train-00001.arrow", "manifest.json", "tokenizer"])
+def test_full_disk(tokenizer, tmp_path, monkeypatch, place):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(200))
+    monkeypatch.setattr(store_module, "SHARD_PIECES", 100)
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    if place == "tokenizer":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        real = store_module._write_file
+        monkeypatch.setattr(
+            store_module, "_write_file", lambda path, *rest: (full if path.name == place else real)(path, *rest)
+        )
+    with pytest.raises(
+        OSError, match=r"the disk of .* is full; free some space .* \(nothing was left behind\)"
+    ) as raised:
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert "\n" not in str(raised.value)
+    assert listed(tmp_path) == ["a.jsonl"]
+
+
+def test_interrupted_by_the_keyboard(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(200))
+
+    def interrupt(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, progress=interrupt)
+    assert listed(tmp_path) == ["a.jsonl"]
+
+
+KILLED = """
+import sys, time
+from mlm_pytorch.data import prepare as module, store
+store.SHARD_PIECES, module.BATCH_CHARACTERS = 50, 1000
+module.prepare([sys.argv[1]], sys.argv[2], progress=lambda state: time.sleep(0.05))
+"""
+
+
+def test_killed_midway_and_started_again(tmp_path):
+    corpus, out, partial = tmp_path / "a.jsonl", tmp_path / "store", tmp_path / ".store.partial"
+    write_jsonl(corpus, sentences(3000))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(out)])
+    deadline = time.monotonic() + 60
+    while len(list(partial.glob("train-*.arrow"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert partial.exists()
+    prepare([corpus], out)
+    assert listed(tmp_path) == ["a.jsonl", "store"]
+    tokenizer = load_tokenizer(out / "tokenizer")
+    train, held = splits(out, tokenizer)
+    assert sorted(train + held) == sorted(sentences(3000))
+
+
+def test_killed_between_the_two_renames(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(20))
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    before = contents(tmp_path / "store")
+    (tmp_path / "store").rename(tmp_path / ".store.replaced")
+    corpus.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert contents(tmp_path / "store") == before
+    assert listed(tmp_path) == ["a.jsonl", "store"]
+
+
+def test_what_others_put_beside_stays(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    (tmp_path / ".store.partial").mkdir()
+    (tmp_path / ".store.partial" / "mine.txt").write_text("x")
+    with pytest.raises(
+        ValueError, match=r"\.store\.partial holds 'mine.txt', which no preparation wrote; move it away"
+    ):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert (tmp_path / ".store.partial" / "mine.txt").read_text() == "x"
+
+
+def test_parquet_with_sources(tokenizer, tmp_path):
+    table = pa.table({"sequence": sentences(10), "source": [f"s{i}" for i in range(10)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    prepare([tmp_path / "a.parquet"], tmp_path / "store", tokenizer=tokenizer, valid_share=0, seq_len=1000)
+    store = TokenStore.open(tmp_path / "store")
+    assert [store.source(i) for i in range(10)] == [f"s{i}" for i in range(10)]

@@ -1,0 +1,202 @@
+"""The encoder equals `ModernBertForMaskedLM` on the same weights, packed or not, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, num_parameters, preset
+from mlm_pytorch.encoder.encoder import positions_within
+
+SHAPE = dict(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=80,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    max_position_embeddings=1024,
+    local_attention=16,
+)
+VARIANTS = [
+    {},
+    {"global_attn_every_n_layers": 2, "local_attention": 2},
+    {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
+    {"tie_word_embeddings": False, "decoder_bias": False},
+    {"hidden_activation": "silu", "classifier_activation": "gelu_pytorch_tanh", "global_rope_theta": 500.0},
+]
+
+
+def pair(**changes) -> tuple[Encoder, ModernBertForMaskedLM]:
+    torch.manual_seed(0)
+    config = EncoderConfig(**SHAPE | changes)
+    ours = Encoder(config)
+    theirs = ModernBertForMaskedLM(ModernBertConfig(**config.to_huggingface())).eval()
+    with torch.no_grad():  # larger weights than at initialization, so that a wrong path shows
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2 * parameter.shape[-1] ** -0.5)
+    missing = theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert not missing.missing_keys and not missing.unexpected_keys
+    return ours, theirs
+
+
+def pieces(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    rows = [torch.randint(1, SHAPE["vocab_size"], (n,)) for n in lengths]
+    return rows, torch.cat(rows), torch.tensor([0, *lengths]).cumsum(0)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_padded_logits_equal_modernbert(changes):
+    ours, theirs = pair(**changes)
+    ids = torch.randint(1, SHAPE["vocab_size"], (3, 50))
+    attended = torch.arange(50) < torch.tensor([50, 31, 7])[:, None]
+    with torch.no_grad():
+        got = ours(ids, attended)
+        expected = theirs(input_ids=ids, attention_mask=attended.long()).logits
+        torch.testing.assert_close(got[attended], expected[attended], atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours(ids), theirs(input_ids=ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_packed_logits_and_gradients_equal_modernbert(changes):
+    ours, theirs = pair(**changes)
+    rows, ids, cu_seqlens = pieces([50, 50, 33, 7, 7, 1])
+    weight = torch.randn(len(ids), SHAPE["vocab_size"])
+    (ours(ids, cu_seqlens=cu_seqlens) * weight).sum().backward()
+    got = ours(ids, cu_seqlens=cu_seqlens)
+    expected = torch.cat([theirs(input_ids=row[None]).logits[0] for row in rows])
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name].grad, atol=2e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum), st.integers(0, 2**16))
+def test_packed_equals_each_piece_alone(lengths, seed):
+    ours, _ = pair()
+    torch.manual_seed(seed)
+    rows, ids, cu_seqlens = pieces(lengths)
+    with torch.no_grad():
+        alone = torch.cat([ours(row[None])[0] for row in rows if len(row)])
+        torch.testing.assert_close(ours(ids, cu_seqlens=cu_seqlens), alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[700, 513, 20], [600, 600]])
+def test_long_pieces_take_the_banded_path_and_stay_equal(lengths):
+    ours, theirs = pair()
+    rows, ids, cu_seqlens = pieces(lengths)
+    weight = torch.randn(len(ids), SHAPE["vocab_size"])
+    got = ours(ids, cu_seqlens=cu_seqlens)
+    expected = torch.cat([theirs(input_ids=row[None]).logits[0] for row in rows])
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    (got * weight).sum().backward()
+    (expected * weight).sum().backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name].grad, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_a_piece_never_sees_its_neighbour():
+    ours, _ = pair()
+    _, ids, cu_seqlens = pieces([20, 20, 9])
+    changed = ids.clone()
+    changed[20:40] = (changed[20:40] % 90) + 1
+    with torch.no_grad():
+        before, after = ours(ids, cu_seqlens=cu_seqlens), ours(changed, cu_seqlens=cu_seqlens)
+    same = torch.ones(len(ids), dtype=torch.bool)
+    same[20:40] = False
+    torch.testing.assert_close(before[same], after[same], atol=1e-5, rtol=0)
+    assert (before[~same] - after[~same]).abs().max() > 1e-2
+
+
+def test_bfloat16_stays_near_float32():
+    ours, _ = pair()
+    _, ids, cu_seqlens = pieces([100, 64, 64, 9])
+    with torch.no_grad():
+        exact = ours(ids, cu_seqlens=cu_seqlens)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = ours(ids, cu_seqlens=cu_seqlens)
+    assert ((half.float() - exact).norm() / exact.norm()) < 2e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_varlen_kernel_equals_buckets():
+    ours, _ = pair()
+    _, ids, cu_seqlens = pieces([100, 64, 64, 9])
+    exact = ours(ids, cu_seqlens=cu_seqlens)
+    ours.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        half = ours(ids.cuda(), cu_seqlens=cu_seqlens.cuda(), max_seqlen=100)
+    assert ((half.float().cpu() - exact).norm() / exact.norm()) < 3e-2
+
+
+def test_weights_go_both_ways_without_loss():
+    ours, theirs = pair()
+    back = Encoder(EncoderConfig.from_huggingface(theirs.config.to_dict()))
+    back.load_state_dict(theirs.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
+    assert back.decoder.weight is back.model.embeddings.tok_embeddings.weight
+
+
+def test_configuration_round_trip_and_older_keys():
+    config = EncoderConfig(**SHAPE | {"local_rope_theta": 77.0, "global_attn_every_n_layers": 4})
+    assert EncoderConfig.from_huggingface(config.to_huggingface()) == config
+    older = config.to_huggingface()
+    del older["rope_parameters"], older["layer_types"]
+    assert EncoderConfig.from_huggingface(older) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_count_their_parameters(name):
+    config = preset(name, vocab_size=1000)
+    assert config.vocab_size == 1024
+    with torch.device("meta"):
+        built = sum(p.numel() for p in Encoder(config).parameters())
+    assert built == num_parameters(config)
+
+
+def test_positions_restart_with_each_piece():
+    assert positions_within(torch.tensor([0, 3, 3, 5]), 5).tolist() == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3}, "hidden_size 64 is not an even multiple of num_attention_heads 3"),
+        ({"local_attention": 15}, "local_attention 15 is odd"),
+        ({"pad_token_id": 96}, "pad_token_id 96 is not below vocab_size 96"),
+        ({"hidden_activation": "swoosh"}, "activation 'swoosh' is unknown; choose one of gelu"),
+        ({"layer_types": ("full_attention",)}, "for each of 4 layers"),
+    ],
+)
+def test_configuration_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig(**SHAPE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "model_type 'bert' is not 'modernbert'"),
+        ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
+    ],
+)
+def test_foreign_configuration_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig.from_huggingface(EncoderConfig(**SHAPE).to_huggingface() | changes)
+
+
+def test_input_errors():
+    ours, _ = pair(max_position_embeddings=8)
+    with pytest.raises(ValueError, match="a piece of 9 tokens exceeds max_position_embeddings 8"):
+        ours(torch.ones(9, dtype=torch.int64), cu_seqlens=torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="need cu_seqlens"):
+        ours(torch.ones(9, dtype=torch.int64))
+    with pytest.raises(ValueError, match="preset 'huge' does not exist; choose one of tiny"):
+        preset("huge", vocab_size=10)

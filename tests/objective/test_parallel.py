@@ -1,0 +1,81 @@
+"""Two processes on one machine: gradients are those of the whole batch, and nothing waits for a rank without targets."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from mlm_pytorch.objective import MLM
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without distributed")
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(61, 16), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 61))
+
+
+def batch(rank):
+    ids = torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(rank))
+    return ids if rank == 0 else torch.zeros_like(ids)  # the second rank has padding only
+
+
+def expected():
+    model = MLM(make(), dense=True)
+    torch.manual_seed(0)
+    model(batch(0)).backward()
+    return [p.grad / 2 for p in model.parameters()]  # DDP's mean; the other rank adds 0
+
+
+def worker(rank, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        for how in ("outside", "inside", "sharded"):  # in one process: starting one costs more than running it
+            run(rank, how)
+    finally:
+        dist.destroy_process_group()
+
+
+def run(rank, how):
+    if how == "outside":
+        model = nn.parallel.DistributedDataParallel(MLM(make()))
+    elif how == "inside":
+        model = MLM(nn.parallel.DistributedDataParallel(make()))
+    else:
+        model = sharded()
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(rank)
+        model(batch(rank)).backward()
+    for parameter, gradient in zip(model.parameters(), expected(), strict=True):
+        grad = parameter.grad
+        grad = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+        torch.testing.assert_close(grad, gradient)
+
+
+def sharded():
+    from torch.distributed.fsdp import fully_shard
+
+    model = MLM(make())
+    verdict = model.verify(batch(0))
+    assert verdict.head is not None
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    fully_shard(model.transformer[3], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    late = MLM(model.transformer)
+    with pytest.warns(UserWarning, match=r"sharded already; call mlm.verify\(seq\) before sharding"):
+        late.verify(batch(0))
+    return model
+
+
+def test_two_processes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port,), nprocs=2)

@@ -1,0 +1,208 @@
+import pytest
+import torch
+from torch import nn
+
+from mlm_pytorch.objective import MLM, verify
+from mlm_pytorch.objective.verify import verify_head
+
+V = 61
+
+
+def test_where_each_kind_gathers(make_bert, make_x_transformer, plain, ids):
+    assert verify_head(make_bert(), ids, {}).head == "cls"  # before the transform, not only the projection
+    assert verify_head(make_x_transformer(), ids, {}).head == "to_logits"
+    assert verify_head(make_x_transformer(tie_embedding=True), ids, {}).head == "to_logits"
+    assert verify_head(plain, ids, {}).head == "norm"
+    assert verify_head(plain, ids, {}, head="out").head == "out"
+
+
+def test_looks_inside_a_module_that_does_all_the_work(plain, ids):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain
+
+        def forward(self, ids):
+            return self.inner(ids)
+
+    assert verify_head(Wrapped(), ids, {}).head == "inner.norm"
+
+
+def test_attention_that_starts_at_zero_does_not_pass_for_a_head(make_x_transformer, ids):
+    model = make_x_transformer(encoder={"zero_init_branch_output": True})
+    assert verify_head(model, ids, {}).head == "to_logits"
+
+
+def test_rows_of_one_token_tell_enough(make_x_transformer):
+    assert verify_head(make_x_transformer(use_abs_pos_emb=False), torch.full((2, 16), 5), {}).head == "to_logits"
+
+
+def test_everything_is_left_as_it_was(make_bert, ids):
+    model = make_bert()
+    model.cls.eval()
+    model(ids).logits.sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    training = {name: module.training for name, module in model.named_modules()}
+    random = torch.get_rng_state()
+    precision = torch.get_float32_matmul_precision()
+
+    verify_head(model, ids, {})
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_float32_matmul_precision() == precision
+    assert {name: module.training for name, module in model.named_modules()} == training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+    for name, value in model.named_parameters():
+        assert value.grad is None or torch.equal(value.grad, grads[name])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_batch_statistics_are_left_alone(ids):
+    model = nn.Sequential(nn.Embedding(V, 8), BatchNormalised(), nn.Linear(8, V))
+    mean = model[1].norm.running_mean.clone()
+    verify_head(model, ids, {})
+    assert torch.equal(model[1].norm.running_mean, mean)
+
+
+class BatchNormalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Head(nn.Module):
+    """A head in which something stands against gathering."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.linear = nn.Linear(8, V)
+        self.norm = nn.BatchNorm1d(8) if what == "batch norm" else nn.Identity()
+
+    def forward(self, x):
+        match self.what:
+            case "batch norm":
+                x = self.norm(x.flatten(0, 1)).view_as(x)
+            case "looks around":
+                x = x + x.mean(1, keepdim=True)
+            case "wants a batch":
+                x = x.view(2, -1, 8)
+            case "gradient":
+                x = Scaled.apply(x)
+            case "dtype":
+                raise KeyError("not about shapes")
+        return self.linear(x)
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with a gradient that depends on how many positions there are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.number = x.numel() / x.shape[-1]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.number
+
+
+class Model(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.embed = nn.Embedding(V, 8)
+        self.head = Head(what)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("batch norm", r"normalises over positions \(BatchNorm1d\)"),
+        ("looks around", "differ by"),
+        ("wants a batch", "does not take some positions alone"),
+        ("gradient", "the gradient of embed.weight differ"),
+    ],
+)
+def test_heads_that_do_not_take_positions_alone(what, reason, ids):
+    verdict = verify_head(Model(what), ids, {}, head="head")
+    assert verdict.head is None
+    assert verdict.reason
+    import re
+
+    assert re.search(reason, verdict.reason)
+
+
+def test_a_smaller_part_of_such_a_head_may_do(ids):
+    assert verify_head(Model("looks around"), ids, {}).head == "head.linear"
+
+
+def test_a_head_called_twice(ids):
+    class Twice(Model):
+        def forward(self, ids):
+            return self.head(self.embed(ids)) + self.head(self.embed(ids.flip(1)))
+
+    verdict = verify_head(Twice(""), ids, {}, num_tokens=V)
+    assert verdict.head is None
+    assert "called 2 times" in verdict.reason
+
+
+def test_a_gradient_on_one_path_only(ids, monkeypatch):
+    monkeypatch.setattr(verify, "_difference", lambda *_: "")
+
+    class Detached(Model):
+        def forward(self, ids):
+            x = self.embed(ids)
+            return self.head(x if x.shape[:2] == ids.shape else x) if self.training else self.head(x)
+
+    assert verify_head(Detached(""), ids, {}).head == "head"
+
+
+def test_no_head_and_no_finite_logits(ids):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(V, V))
+
+        def forward(self, ids):
+            return self.weight[ids]
+
+    assert verify_head(Bare(), ids, {}).reason == "no output head was found"
+    broken = Model("")
+    broken.embed.weight.data.fill_(float("nan"))
+    assert verify_head(broken, ids, {}).reason == "its logits are not finite"
+
+
+def test_weights_that_do_not_bear_noise(ids):
+    class Rooted(Model):
+        def __init__(self):
+            super().__init__("")
+            self.scale = nn.Parameter(torch.full((8,), 1e-6))
+
+        def forward(self, ids):
+            return self.head(self.embed(ids) * self.scale.sqrt())
+
+    assert verify_head(Rooted(), ids, {}).head == "head"
+
+
+def test_mixture_of_softmaxes_is_dense_and_right(make_x_transformer, ids):
+    model = make_x_transformer(mixture_of_softmax=True)
+    mlm, dense = MLM(model), MLM(model, dense=True)
+    with pytest.warns(UserWarning, match="every position of TransformerWrapper passes through its output head"):
+        mlm.verify(ids)
+    torch.manual_seed(3)
+    loss = mlm(ids)
+    torch.manual_seed(3)
+    assert loss == dense(ids)
+
+
+def test_works_in_inference_mode_and_under_autocast(make_bert, ids):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert verify_head(make_bert(), ids, {}).head == "cls"
+    assert verify_head(make_bert().bfloat16(), ids, {}).head == "cls"

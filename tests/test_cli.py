@@ -1,0 +1,248 @@
+"""The command as people run it: real processes, real files, real mistakes."""
+
+import gzip
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from mlm_pytorch.cli import main
+from mlm_pytorch.training.metrics import read_metrics
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "own", "red", "house", "by", "old", "river"]
+
+
+def process(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "mlm_pytorch", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
+
+
+@dataclass
+class Done:
+    stdout: str
+    stderr: str
+
+
+def mlm(*arguments: str | Path, code: int = 0) -> Done:
+    """The command in this process, which saves the seconds that a start takes."""
+    out, err = io.StringIO(), io.StringIO()
+    returned = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            returned = int(stop.code or 0)
+    assert returned == code, f"exit code {returned}\n{out.getvalue()}\n{err.getvalue()}"
+    return Done(out.getvalue(), err.getvalue())
+
+
+def sentences(count: int) -> list[str]:
+    draw = random.Random(0)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) + "." for _ in range(count)]
+
+
+SMALL = ("--model", "tiny", "--seq-len", "48", "--pack-tokens", "512", "--vocab-size", "384")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"text": s, "source": "made up"}) + "\n" for s in sentences(400))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    done = mlm("train", corpus, "--out", out, "--budget", "12steps", *SMALL)
+    assert "done:" in done.stderr and "held-out loss" in done.stderr
+    return out
+
+
+def test_a_run_explains_itself(run):
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "store", "metrics.jsonl", "checkpoints", "model"} <= names
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert any("valid_loss" in line for line in lines)
+
+
+def test_the_model_loads_in_transformers_and_fills_masks(run):
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
+    assert tokenizer.mask_token == "[MASK]" and tokenizer.model_max_length == 48
+    filled = pipeline("fill-mask", model=model, tokenizer=tokenizer)("the cat sat on a [MASK].", top_k=3)
+    assert len(filled) == 3 and all(0 < item["score"] < 1 for item in filled)
+
+
+def test_fill_agrees_with_the_pipeline(run):
+    done = mlm("fill", run, "the cat sat on a [MASK].", "a [MASK] by the [MASK]", "--top-k", "2", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["text"] == "the cat sat on a [MASK]." and len(first["masks"]) == 1 and len(second["masks"]) == 2
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
+    expected = pipeline("fill-mask", model=model, tokenizer=tokenizer)(first["text"], top_k=2)
+    candidates = first["masks"][0]["candidates"]
+    assert [c["id"] for c in candidates] == [item["token"] for item in expected]
+    assert candidates[0]["probability"] == pytest.approx(expected[0]["score"], abs=1e-3)
+    assert candidates[0]["token"] == expected[0]["token_str"].strip()
+    assert "%" in mlm("fill", run, "a [MASK]").stdout
+
+
+def test_evaluate_export_and_a_held_out_file(run, corpus, tmp_path):
+    own = json.loads(mlm("evaluate", run, "--json").stdout)
+    assert set(own) >= {"loss", "accuracy", "num_targets"} and 1 < own["loss"] < 7
+    mlm("export", run, tmp_path / "exported")
+    lines = mlm("evaluate", run, tmp_path / "exported", "--data", corpus, "--json").stdout.splitlines()
+    first, second = map(json.loads, lines)
+    assert first["loss"] == second["loss"] and first["num_targets"] == second["num_targets"] > 500
+    assert "nats per token" in mlm("evaluate", run).stdout
+
+
+def test_prepare_once_and_train_on_the_store(corpus, tmp_path):
+    report = json.loads(
+        mlm("prepare", corpus, "--out", tmp_path / "store", "--seq-len", "48", "--vocab-size", "384", "--json").stdout
+    )
+    assert report["documents"] == 400
+    mlm(
+        "train",
+        tmp_path / "store",
+        "--out",
+        tmp_path / "run",
+        "--budget",
+        "2steps",
+        "--model",
+        "tiny",
+        "--pack-tokens",
+        "512",
+    )
+    assert not (tmp_path / "run/store").exists() and (tmp_path / "run/model/config.json").is_file()
+    done = mlm("train", tmp_path / "store", "--out", tmp_path / "other", "--seq-len", "32", code=2)
+    assert "--seq-len is settled by the store" in done.stderr
+
+
+def test_standard_input_and_continued_pretraining(run, tmp_path):
+    options = ("--budget", "2steps", "--seq-len", "48", "--pack-tokens", "512")
+    done = process(
+        "train", "-", "--out", tmp_path / "run", "--model", run / "model", *options, stdin="\n".join(sentences(60))
+    )
+    assert done.returncode == 0, done.stderr
+    same = AutoTokenizer.from_pretrained(run / "model").get_vocab()
+    assert AutoTokenizer.from_pretrained(tmp_path / "run/model").get_vocab() == same
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupt_and_continue_equals_one_run(corpus, tmp_path, number):
+    arguments = ["train", corpus, "--budget", "60steps", "--checkpoint-every", "10steps", *SMALL, "--threads", "1"]
+    whole = process(*arguments, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "mlm_pytorch", *map(str, arguments), "--out", str(tmp_path / "parts")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any((tmp_path / "parts/checkpoints").glob("step-*")):
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert child.returncode == 0 and f"stopped by {signal.Signals(number).name} and saved" in said
+    assert (tmp_path / "parts/model/model.safetensors").is_file()
+    done = process(*arguments, "--out", tmp_path / "parts")
+    assert "continuing at step" in done.stderr
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    steps = [line["step"] for line in read_metrics(tmp_path / "parts/metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 61))
+
+
+def test_another_configuration_is_named(run, corpus):
+    done = mlm("train", corpus, "--out", run, "--budget", "12steps", *SMALL, "--seed", "7", code=2)
+    assert "another configuration (seed: 0 -> 7)" in done.stderr
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_mistakes_with_a_corpus(tmp_path):
+    whole = gzip.compress(b'{"text": "some words here"}\n' * 1000)
+    cases = {
+        "missing.txt": (None, "missing.txt"),
+        "empty.txt": (b"", "no text"),
+        "cut.jsonl.gz": (whole[: len(whole) // 2], "cut.jsonl.gz"),
+        "not.jsonl.gz": (b"plain text\n", "not.jsonl.gz"),
+        "latin.txt": ("fa\u00e7ade\n".encode("latin-1"), "UTF-8"),
+        "lines.jsonl": (b'{"text": "fine"}\n{"title": "no text"}\n', "line 2"),
+        "bad.parquet": (b"PAR0 nothing", "bad.parquet"),
+    }
+    for name, (content, expected) in cases.items():
+        if content is not None:
+            write(tmp_path / name, content)
+        done = mlm("train", tmp_path / name, "--out", tmp_path / "run", code=2)
+        assert expected in done.stderr.splitlines()[-1], name
+        assert "Traceback" not in done.stderr, name
+        assert not (tmp_path / "run").exists(), f"{name}: something half-written is left"
+
+
+def test_mistakes_with_options(run, corpus, tmp_path):
+    out = ("--out", tmp_path / "run")
+    cases = [
+        (("train", corpus, *out, "--budget", "soon"), "budget 'soon' cannot be read"),
+        (("train", corpus, *out, "--tokenizer", tmp_path), "tokenizer"),
+        (("train", corpus, *out, "--model", "enormous"), "--model 'enormous' is neither a preset"),
+        (
+            ("train", corpus, *out, "--seq-len", "9000", "--pack-tokens", "9000", "--budget", "1steps"),
+            "seq_len 9000 exceeds max_position_embeddings 2048",
+        ),
+        (("train", corpus, *out, "--pack-tokens", "100"), "a pack of 100 tokens cannot hold a piece of 256"),
+        (("fill", tmp_path, "a [MASK]"), "holds no model"),
+        (("fill", run, "no gap"), "no mask in 'no gap'"),
+        (("fill", run, "a [MASK]", "--top-k", "0"), "--top-k 0 is outside 1 to"),
+        (("evaluate", tmp_path / "none"), "holds no model"),
+        (("evaluate", run / "model"), "name a corpus with --data"),
+        (("export", run, run), "exists and is not an empty folder"),
+        (("train", corpus, "--out", corpus), "is a file; name a folder"),
+    ]
+    for arguments, expected in cases:
+        done = mlm(*arguments, code=2)
+        assert expected in done.stderr.splitlines()[-1], arguments
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_model_is_named(run, tmp_path):
+    mlm("export", run, tmp_path / "m")
+    weights = tmp_path / "m/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:1000])
+    assert "model.safetensors is damaged" in mlm("fill", tmp_path / "m", "a [MASK]", code=2).stderr
+    (tmp_path / "m/config.json").write_text("{")
+    assert "config.json is damaged" in mlm("fill", tmp_path / "m", "a [MASK]", code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "prepare", "train", "evaluate", "fill", "export"])
+def test_help_has_an_example(command):
+    assert f"Example: mlm {command}" in " ".join(mlm(command, "--help").stdout.split())
+
+
+def test_a_corpus_cannot_write_to_the_terminal(run):
+    done = mlm("fill", run, "a \x1b[2Jcat [bold]sat[/bold] [MASK]")
+    assert "\x1b[2J" not in done.stdout and "[bold]" in done.stdout
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
+    """A file-size limit stands in for the disk: the write fails in the same call, with another number."""
+    options = f"--out {tmp_path}/run --budget 3steps {' '.join(SMALL)}"
+    limited = f"trap '' XFSZ; ulimit -f 8; exec {sys.executable} -m mlm_pytorch train {corpus} {options}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,527 @@
+"""Laws of `MLMCollator`, and the behaviour that transformers' own tests of its masked-LM collator ask for."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+
+from mlm_pytorch import masking
+from mlm_pytorch.huggingface import MLMCollator
+from mlm_pytorch.tokens import IGNORE_INDEX
+
+transformers = pytest.importorskip("transformers")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAD, UNK, CLS, SEP, MASK = range(5)
+WORDS = [f"w{i}" for i in range(45)]  # ids 5 .. 49
+
+
+def make_tokenizer(vocab=(*SPECIAL, *WORDS), **kwargs):
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **(names | kwargs))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def examples_of(*lengths):
+    """Dicts with [CLS] words [SEP], of the given total lengths."""
+    rows = []
+    for seed, length in enumerate(lengths):
+        words = np.random.default_rng(seed).integers(5, 50, length - 2).tolist()
+        rows.append({"input_ids": [CLS, *words, SEP]})
+    return rows
+
+
+def originals(batch):
+    """The batch before masking."""
+    return torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"])
+
+
+# ------------------------------------------------------------------------------------------------------------ padding
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor, lambda ids: np.array(ids, dtype=np.uint16)])
+@pytest.mark.parametrize("bare", [False, True])
+def test_pads_whatever_holds_ids(side, convert, bare):
+    tokenizer = make_tokenizer(padding_side=side)
+    rows = [row["input_ids"] for row in examples_of(4, 9)]
+    examples = [convert(row) if bare else {"input_ids": convert(row)} for row in rows]
+    batch = MLMCollator(tokenizer)(examples)
+    filler = [PAD] * 5
+    expected = [rows[0] + filler if side == "right" else filler + rows[0], rows[1]]
+    assert originals(batch).tolist() == expected
+    mask = [[1] * 4 + [0] * 5, [1] * 9]
+    assert batch["attention_mask"].tolist() == [mask[0] if side == "right" else mask[0][::-1], mask[1]]
+    assert all(value.dtype == torch.int64 for value in batch.values())
+
+
+def test_takes_and_gives_batch_encodings(tokenizer):
+    examples = [tokenizer(text, return_special_tokens_mask=True) for text in ("w1 w2 w3", "w4")]
+    assert isinstance(examples[0], transformers.BatchEncoding)
+    batch = MLMCollator(tokenizer)(examples)
+    assert isinstance(batch, transformers.BatchEncoding)
+    assert batch.to("cpu")["input_ids"].shape == (2, 3)
+    assert "special_tokens_mask" not in batch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "length"),
+    [
+        ({}, 9),
+        ({"padding": "longest"}, 9),
+        ({"pad_to_multiple_of": 8}, 16),
+        ({"pad_to_multiple_of": 3}, 9),
+        ({"padding": "max_length", "max_length": 20}, 20),
+        ({"padding": "max_length", "max_length": 20, "pad_to_multiple_of": 8}, 24),
+    ],
+)
+def test_padded_length(tokenizer, arguments, length):
+    batch = MLMCollator(tokenizer, **arguments)(examples_of(4, 9))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == dict.fromkeys(batch, (2, length))
+
+
+def test_padding_false_stacks_equal_lengths(tokenizer):
+    collator = MLMCollator(tokenizer, padding=False, pad_to_multiple_of=8)
+    assert collator(examples_of(5, 5))["input_ids"].shape == (2, 5)
+    with pytest.raises(ValueError, match="examples of 4 to 5 tokens make no batch without padding; set padding=True"):
+        collator(examples_of(4, 5))
+
+
+def test_no_padding_token_is_needed_without_padding():
+    tokenizer = make_tokenizer(pad_token=None)
+    assert MLMCollator(tokenizer)(examples_of(5, 5))["input_ids"].shape == (2, 5)
+    with pytest.raises(ValueError, match="of 4 to 5 tokens need padding to 5, but the tokenizer has no padding"):
+        MLMCollator(tokenizer)(examples_of(4, 5))
+
+
+def test_other_fields(tokenizer):
+    rows = examples_of(4, 6)
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        row |= {
+            "token_type_ids": [1] * length,
+            "position_ids": np.arange(length),
+            "weights": torch.full((length,), 0.5),
+            "boxes": [[i, i, i + 1, i + 1] for i in range(length)],
+            "next_sentence_label": index,
+            "score": 0.25,
+            "features": [1.0, 2.0, 3.0],
+            "flag": True,
+            "name": f"document {index}",
+            "nothing": None,
+            "labels": [7],
+            "offset_mapping": [(0, 1)] * length,
+        }
+    batch = MLMCollator(tokenizer)(rows)
+    assert batch["token_type_ids"].tolist() == [[1] * 4 + [0] * 2, [1] * 6]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5]]
+    assert batch["weights"].dtype == torch.float32
+    assert batch["weights"].tolist() == [[0.5] * 4 + [0.0] * 2, [0.5] * 6]
+    assert batch["boxes"].shape == (2, 6, 4)
+    assert batch["next_sentence_label"].tolist() == [0, 1]
+    assert batch["score"].dtype == torch.float32
+    assert batch["features"].shape == (2, 3)
+    assert batch["flag"].dtype == torch.bool
+    assert batch["name"] == ["document 0", "document 1"]
+    assert batch["nothing"] == [None, None]
+    assert batch["labels"].shape == (2, 6)
+    assert "offset_mapping" not in batch
+
+
+def test_examples_stay_as_they_were(tokenizer):
+    for convert in (list, np.array, torch.tensor):
+        examples = [{"input_ids": convert(row["input_ids"])} for row in examples_of(9, 9)]
+        before = copy.deepcopy(examples)
+        MLMCollator(tokenizer, mlm_probability=1.0)(examples)
+        for now, then in zip(examples, before, strict=True):
+            assert list(now["input_ids"]) == list(then["input_ids"])
+
+
+# ------------------------------------------------------------------------------------------------------------ masking
+
+
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=5),
+    percent=st.integers(0, 100),
+    side=st.sampled_from(["left", "right"]),
+    multiple=st.sampled_from([None, 8]),
+)
+def test_exactly_ceil_pn_and_nothing_else_is_touched(lengths, percent, side, multiple):
+    tokenizer = make_tokenizer(padding_side=side)
+    examples = examples_of(*lengths)
+    collator = MLMCollator(tokenizer, mlm_probability=percent / 100, pad_to_multiple_of=multiple)
+    batch = collator(examples)
+    selected = batch["labels"] != IGNORE_INDEX
+    assert selected.sum(-1).tolist() == [-(-percent * (length - 2) // 100) for length in lengths]
+    assert not (selected & (originals(batch) < 5)).any()
+    assert (batch["attention_mask"].sum(-1) == torch.tensor(lengths)).all()
+    for row, mask, example in zip(originals(batch), batch["attention_mask"], examples, strict=True):
+        assert row[mask.bool()].tolist() == example["input_ids"]
+    shown = batch["input_ids"][selected]
+    assert ((shown >= 5) | (shown == MASK)).all()
+
+
+def test_shares_among_the_selected(tokenizer):
+    batch = MLMCollator(tokenizer, mlm_probability=0.5, seed=0)(examples_of(*[500] * 40))
+    selected = batch["labels"] != IGNORE_INDEX
+    shown, wanted = batch["input_ids"][selected], batch["labels"][selected]
+    n, itself = len(shown), 0.1 / 45  # a random draw may give the token itself
+    shares = {"masked": 0.8, "kept": 0.1 + itself, "other": 0.1 - itself}
+    flags = {"masked": shown == MASK, "kept": shown == wanted, "other": (shown != MASK) & (shown != wanted)}
+    for kind, share in shares.items():
+        assert abs(int(flags[kind].sum()) - share * n) < 5 * math.sqrt(n * share * (1 - share)), kind
+    drawn = shown[(shown != MASK) & (shown != wanted)]
+    assert drawn.min() == 5
+    assert drawn.max() == 49
+
+
+@pytest.mark.parametrize(("mask", "random"), [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (0.9, 0.1), (0.3, 0.7)])
+def test_shares_at_the_edges(tokenizer, mask, random):
+    batch = MLMCollator(tokenizer, mlm_probability=1.0, mask_replace_prob=mask, random_replace_prob=random)(
+        examples_of(*[400] * 4)
+    )
+    selected = batch["labels"] != IGNORE_INDEX
+    shown = batch["input_ids"][selected]
+    masked = (shown == MASK).float().mean().item()
+    assert masked == pytest.approx(mask, abs=0.05)
+    if mask + random == 0:
+        assert (shown == batch["labels"][selected]).all()
+
+
+def test_special_tokens_mask_is_honoured_beside_the_special_tokens(tokenizer):
+    rows = examples_of(8, 5)
+    for row in rows:
+        row["special_tokens_mask"] = [0] * len(row["input_ids"])  # not even [CLS] and [SEP]
+    rows[0]["special_tokens_mask"][3] = 1
+    batch = MLMCollator(tokenizer, mlm_probability=1.0)(rows)
+    assert (batch["labels"] != IGNORE_INDEX).long().tolist() == [[0, 1, 1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0, 0, 0]]
+
+
+def test_zeros_of_a_given_attention_mask_are_padding(tokenizer):
+    row = examples_of(6)[0] | {"attention_mask": [1, 1, 1, 0, 0, 1]}
+    batch = MLMCollator(tokenizer, mlm_probability=1.0)([row])
+    assert (batch["labels"] != IGNORE_INDEX).long().tolist() == [[0, 1, 1, 0, 0, 0]]
+
+
+def test_added_special_tokens_are_special():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([transformers.AddedToken("<speaker>", special=True)])
+    speaker = tokenizer.convert_tokens_to_ids("<speaker>")
+    batch = MLMCollator(tokenizer, mlm_probability=1.0, mask_replace_prob=0.0, random_replace_prob=1.0)(
+        [[CLS, *[speaker] * 50, *range(5, 50), SEP]] * 20
+    )
+    selected = batch["labels"] != IGNORE_INDEX
+    assert selected.sum(-1).tolist() == [45] * 20
+    assert (batch["input_ids"][selected] != speaker).all()
+
+
+def test_rows_without_anything_to_mask(tokenizer):
+    batch = MLMCollator(tokenizer)([[CLS, SEP], [], [CLS, 7, SEP]])
+    assert (batch["labels"] != IGNORE_INDEX).sum(-1).tolist() == [0, 0, 1]
+    assert batch["labels"][2, 1] == 7
+
+
+def test_a_selection_of_ones_own(tokenizer):
+    def every_second(scores, input_ids, maskable, mask_prob):
+        assert mask_prob == 150_000
+        return maskable & (torch.arange(input_ids.shape[-1]) % 2 == 0)
+
+    batch = MLMCollator(tokenizer, selection=every_second)(examples_of(7))
+    assert (batch["labels"] != IGNORE_INDEX).long().tolist() == [[0, 0, 1, 0, 1, 0, 0]]
+
+
+def make_wordpiece_tokenizer():
+    pieces = ["un", "##believ", "##able", "play", "##ing", "go"]
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*SPECIAL, *pieces])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize("arguments", [{"whole_word_mask": True}, {"selection": "words"}, {"selection": "ngrams"}])
+def test_whole_words(arguments):
+    tokenizer = make_wordpiece_tokenizer()
+    ids = [CLS, 5, 6, 7, 8, 9, 10, 5, 6, 7, SEP]  # unbelievable playing go unbelievable
+    words = [-1, 0, 0, 0, 1, 1, 2, 3, 3, 3, -1]
+    collator = MLMCollator(tokenizer, mlm_probability=0.4, seed=1, **arguments)
+    kinds = set()
+    for _ in range(50):
+        batch = collator([ids])
+        selected = (batch["labels"][0] != IGNORE_INDEX).tolist()
+        chosen = {word for word, flag in zip(words, selected, strict=True) if flag}
+        assert chosen
+        assert -1 not in chosen
+        assert selected == [word in chosen for word in words]
+        kinds |= set(batch["input_ids"][0][batch["labels"][0] != IGNORE_INDEX].tolist())
+    assert MASK in kinds
+    assert len(kinds) > 1  # whole words have random and kept tokens too
+
+
+def test_spans(tokenizer):
+    batch = MLMCollator(tokenizer, mlm_probability=0.2, selection="spans", seed=1)(examples_of(*[202] * 20))
+    selected = batch["labels"] != IGNORE_INDEX
+    starts = selected & ~selected.roll(1, -1)
+    assert (selected.sum(-1) <= 40).all()
+    assert selected.sum() / starts.sum() > 2  # tokens alone would make runs of 1.25
+
+
+def test_selections_are_those_of_masking(tokenizer):
+    examples = examples_of(40, 25)
+    for name in ("tokens", "spans"):
+        by_name = MLMCollator(tokenizer, seed=3, selection=name)(examples)
+        by_function = MLMCollator(tokenizer, seed=3, selection=getattr(masking, f"select_{name}"))(examples)
+        assert torch.equal(by_name["labels"], by_function["labels"])
+
+
+# --------------------------------------------------------------------------------------------------------- randomness
+
+
+def test_seed(tokenizer):
+    examples = examples_of(500, 300)
+    first = MLMCollator(tokenizer, seed=42)
+    second = MLMCollator(tokenizer, seed=42)
+    other = MLMCollator(tokenizer, seed=43)
+    torch.manual_seed(1)
+    one, next_one = first(examples), first(examples)
+    torch.manual_seed(2)
+    assert torch.equal(one["input_ids"], second(examples)["input_ids"])
+    assert torch.equal(next_one["input_ids"], second(examples)["input_ids"])
+    assert not torch.equal(one["labels"], next_one["labels"])
+    assert not torch.equal(one["labels"], other(examples)["labels"])
+
+
+def test_without_a_seed_torchs_generator_governs(tokenizer):
+    collator, examples = MLMCollator(tokenizer), examples_of(300)
+    torch.manual_seed(5)
+    one = collator(examples)
+    torch.manual_seed(5)
+    assert torch.equal(one["labels"], collator(examples)["labels"])
+    assert not torch.equal(one["labels"], collator(examples)["labels"])
+
+
+def test_a_seed_leaves_torchs_generator_alone(tokenizer):
+    before = torch.get_rng_state()
+    MLMCollator(tokenizer, seed=3)(examples_of(50))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_numpy_gives_the_same_masks(tokenizer):
+    examples = examples_of(50, 30)
+    tensors = MLMCollator(tokenizer, seed=7)(examples)
+    for arrays in (
+        MLMCollator(tokenizer, seed=7, return_tensors="np")(examples),
+        MLMCollator(tokenizer, seed=7)(examples, return_tensors="np"),
+    ):
+        assert arrays.keys() == tensors.keys()
+        for name, value in arrays.items():
+            assert isinstance(value, np.ndarray)
+            assert np.array_equal(value, tensors[name].numpy())
+
+
+def epoch_of(loader):
+    return torch.cat([batch["labels"] for batch in loader])
+
+
+def test_loader_workers(tokenizer):
+    examples = examples_of(*[200] * 8)
+
+    def loader(seed=42, **kwargs):
+        collator = MLMCollator(tokenizer, seed=seed)
+        return DataLoader(examples, batch_size=2, num_workers=2, collate_fn=collator, **kwargs)
+
+    torch.manual_seed(1)
+    one = loader()
+    first, second = epoch_of(one), epoch_of(one)
+    torch.manual_seed(2)
+    again = loader(generator=torch.Generator().manual_seed(9))
+    # The collator's seed alone decides, epoch for epoch ...
+    assert torch.equal(first, epoch_of(again))
+    assert torch.equal(second, epoch_of(again))
+    assert not torch.equal(first, epoch_of(loader(seed=43)))
+    # ... and neither epochs nor workers repeat each other (batches alternate between the two workers).
+    selected = first != IGNORE_INDEX
+    assert not torch.equal(selected, second != IGNORE_INDEX)
+    assert not torch.equal(selected[:2], selected[2:4])
+
+
+def test_workers_do_not_inherit_the_main_process_stream(tokenizer):
+    examples = examples_of(*[200] * 4)
+    collator = MLMCollator(tokenizer, seed=42)
+    collator(examples)  # the main process has a stream now, and forks it
+    labels = epoch_of(DataLoader(examples, batch_size=2, num_workers=2, collate_fn=collator)) != IGNORE_INDEX
+    assert not torch.equal(labels[:2], labels[2:])
+
+
+def test_copies_and_pickles(tokenizer):
+    examples = examples_of(60)
+    collator = MLMCollator(tokenizer, seed=42)
+    collator(examples)
+    copies = [copy.deepcopy(collator), pickle.loads(pickle.dumps(collator))]
+    expected = collator(examples)
+    for other in copies:
+        assert torch.equal(other(examples)["labels"], expected["labels"])
+
+
+# ------------------------------------------------------------------------- in transformers' Trainer, for real
+
+
+def tiny_bert():
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_trainer(tokenizer, tmp_path, workers):
+    pytest.importorskip("accelerate")
+    dataset = [row | {"name": "not for the model"} for row in examples_of(*[12, 9, 17, 5, 20, 8] * 2)]
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(
+        tiny_bert(), args, train_dataset=dataset, eval_dataset=dataset, data_collator=MLMCollator(tokenizer, seed=0)
+    )
+    result = trainer.train()
+    assert result.global_step == 3
+    assert 2.0 < result.training_loss < 6.0  # about ln 50
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+# ------------------------------------------------------------- what transformers' tests of its own collator ask for
+# Its test file builds a vocabulary of the five special tokens alone and feeds it ids beyond; said here in our words.
+
+
+@pytest.fixture
+def bare_tokenizer():
+    return make_tokenizer(vocab=SPECIAL)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np"])
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "multiple", "padded"), [((10, 10), None, 10), ((5, 10), None, 10), ((5, 10), 8, 16)]
+)
+def test_theirs_shapes_and_labels(bare_tokenizer, return_tensors, bare, lengths, multiple, padded):
+    examples = [list(range(n)) if bare else {"input_ids": list(range(n))} for n in lengths]
+    collator = MLMCollator(bare_tokenizer, pad_to_multiple_of=multiple, return_tensors=return_tensors)
+    masked_any = False
+    for _ in range(10):
+        batch = collator(examples)
+        assert batch["input_ids"].shape == (2, padded)
+        assert batch["labels"].shape == (2, padded)
+        masked = batch["input_ids"] == MASK
+        masked_any |= bool((masked & (batch["labels"] != IGNORE_INDEX)).any())
+        # Where neither [MASK] nor the original is shown there is nothing: this vocabulary has no token to draw.
+        assert ((batch["labels"] == IGNORE_INDEX) | masked | (batch["labels"] == batch["input_ids"])).all()
+    assert masked_any
+
+
+@pytest.mark.parametrize("multiple", [None, 8])
+@pytest.mark.parametrize("label", ["next_sentence_label", "sentence_order_label"])
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
+def test_theirs_sentence_pairs(bare_tokenizer, multiple, label, convert):
+    examples = [
+        {"input_ids": convert(list(range(5))), "token_type_ids": convert(list(range(5))), label: i} for i in range(2)
+    ]
+    batch = MLMCollator(bare_tokenizer, pad_to_multiple_of=multiple)(examples)
+    for name in ("input_ids", "token_type_ids", "labels"):
+        assert batch[name].shape == (2, multiple or 5)
+    assert batch[label].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("convert_to", [None, "np", "pt"])
+def test_theirs_whole_words_with_offsets(convert_to):
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=make_wordpiece_tokenizer().backend_tokenizer, pad_token="[PAD]", mask_token="[MASK]"
+    )
+    words = [f"token_{i}" for i in range(998)]
+    tokenizer.add_tokens(words)
+    examples = [tokenizer(" ".join(words), return_offsets_mapping=True) for _ in range(2)]
+    examples = [example.convert_to_tensors(convert_to) for example in examples]
+    one, same, other = (MLMCollator(tokenizer, whole_word_mask=True, seed=seed)(examples) for seed in (42, 42, 43))
+    assert one["input_ids"].shape == one["labels"].shape == (2, 998)
+    assert torch.equal(one["input_ids"], same["input_ids"])
+    assert not torch.equal(one["input_ids"], other["input_ids"])
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mlm": False}, "mlm=False asks for causal language modelling; use transformers' own collator"),
+        ({"mlm_probability": 1.5}, r"mlm_probability 1.5 is outside \[0, 1\]; pass a share"),
+        ({"mlm_probability": None}, r"mlm_probability None is outside \[0, 1\]"),
+        ({"mask_replace_prob": -0.1}, r"mask_replace_prob -0.1 is outside \[0, 1\]"),
+        ({"random_replace_prob": math.nan}, r"random_replace_prob nan is outside \[0, 1\]"),
+        ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, "0.8 and random_replace_prob 0.3 together exceed 1"),
+        ({"selection": "letters"}, "selection 'letters' is unknown; pass one of tokens, words, spans, ngrams"),
+        ({"selection": "spans", "whole_word_mask": True}, "whole_word_mask=True contradicts selection='spans'"),
+        ({"padding": "most"}, "padding 'most' is unknown; pass 'longest', 'max_length' or 'do_not_pad'"),
+        ({"padding": "max_length"}, "padding 'max_length' needs max_length"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of 0 is not positive"),
+        ({"return_tensors": "tf"}, "return_tensors 'tf' is unknown; pass 'pt' or 'np'"),
+    ],
+)
+def test_bad_arguments(tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MLMCollator(tokenizer, **arguments)
+
+
+def test_a_tokenizer_without_a_mask_token():
+    with pytest.raises(ValueError, match="has no mask token; add one"):
+        MLMCollator(make_tokenizer(mask_token=None))
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "0 examples make no batch"),
+        ([{"ids": [5, 6]}], r"the examples have the fields \['ids'\] but no input_ids; tokenize them first"),
+        (
+            [{"input_ids": [5]}, {"input_ids": [5], "x": 1}],
+            r"example 1 has the fields \['input_ids', 'x'\] and",
+        ),
+        ([{"input_ids": [[5, 6]]}], r"input_ids of example 0 have shape \(1, 2\) and type int64; pass one dimension"),
+        ([{"input_ids": [5]}, {"input_ids": [5.5]}], "input_ids of example 1 have shape .* and type float64"),
+        ([{"input_ids": "text"}], "input_ids of example 0 have shape"),
+        ([{"input_ids": [5, 6], "x": [1]}, {"input_ids": [5, 6, 7], "x": [1, 2]}], "the field x has shapes"),
+    ],
+)
+def test_bad_examples(tokenizer, examples, message):
+    with pytest.raises(ValueError, match=message):
+        MLMCollator(tokenizer)(examples)
+
+
+def test_an_example_longer_than_max_length(tokenizer):
+    with pytest.raises(ValueError, match="an example of 9 tokens exceeds max_length 8; truncate it when tokenizing"):
+        MLMCollator(tokenizer, padding="max_length", max_length=8)(examples_of(4, 9))
+
+
+def test_unknown_return_tensors_at_the_call(tokenizer):
+    with pytest.raises(ValueError, match="return_tensors 'jax' is unknown"):
+        MLMCollator(tokenizer)(examples_of(4), return_tensors="jax")

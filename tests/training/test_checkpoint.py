@@ -1,0 +1,78 @@
+"""Checkpoints are complete or absent, and damage is noticed."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_pytorch.training.checkpoint import checkpoints, damage, load_checkpoint, newest_checkpoint, save_checkpoint
+
+
+def export(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights" * 100)
+
+
+def save(run: Path, step: int, keep: int = 2, export=export) -> Path:
+    tensors = {"a//momentum": torch.arange(6.0).view(2, 3).t(), "a//step": torch.tensor(3.0)}
+    return save_checkpoint(run, step, export=export, optimizer=tensors, state={"step": step}, keep=keep)
+
+
+def test_round_trip_and_link(tmp_path):
+    path = save(tmp_path, 10)
+    state, tensors = load_checkpoint(path)
+    assert state == {"step": 10} and torch.equal(tensors["a//momentum"], torch.arange(6.0).view(2, 3).t())
+    assert (tmp_path / "model").resolve() == (path / "model").resolve()
+    assert not (tmp_path / "model").readlink().is_absolute(), "the run can be moved"
+
+
+def test_the_newest_are_kept_and_nothing_foreign_is_deleted(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints/step-1/notes.txt").write_text("mine")
+    for step in (2, 10, 9):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-10"]
+    assert [p.name for p in (tmp_path / "checkpoints/step-1").iterdir()] == ["notes.txt"]
+    assert not (tmp_path / "checkpoints/step-2").exists()
+
+
+def test_a_full_disk_leaves_the_old_and_nothing_half_written(tmp_path):
+    save(tmp_path, 1)
+
+    def full(folder: Path) -> None:
+        export(folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2, export=full)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+    assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "checkpoints/step-1"
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json"])
+def test_damage_is_found_and_the_one_before_is_used(tmp_path, file):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    said = []
+    assert newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoints/step-1"
+    assert said == [f"checkpoint step-2 is passed over: {file} is damaged"]
+    path.unlink()
+    assert damage(tmp_path / "checkpoints/step-2") == f"{file} is missing"
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    (save(tmp_path, 1) / "state.json").unlink()
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete the folder to start anew"):
+        newest_checkpoint(tmp_path, lambda _: None)
+
+
+def test_an_unreadable_manifest_and_none_at_all(tmp_path):
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text(json.dumps({"no": 1}))
+    assert "manifest.json cannot be read" in str(damage(path))

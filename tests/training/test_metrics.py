@@ -1,0 +1,46 @@
+import io
+
+from rich.console import Console
+
+from mlm_pytorch.training.metrics import Display, MetricsFile, clock, read_metrics
+
+
+def test_lines_and_cutting_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path)
+    metrics.write(step=1, loss=2.5)
+    offset = metrics.flush()
+    metrics.write(step=2, loss=2.25)
+    metrics.close()
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    again = MetricsFile(path, offset)
+    again.write(step=2, loss=2.0)
+    again.close()
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 59.6, 75, 3700, -3)] == ["0:00", "1:00", "1:15", "1:01:40", "0:00"]
+
+
+def display(terminal: bool) -> tuple[Display, io.StringIO]:
+    file = io.StringIO()
+    return Display(Console(file=file, force_terminal=terminal, width=100)), file
+
+
+def test_plain_lines_are_few_and_markup_is_text():
+    shown, file = display(terminal=False)
+    with shown:
+        for i in range(100):
+            shown.show("training", i / 100, f"[bold]loss {i}[/bold]")
+        shown.show("training", 1.0, "last", force=True)
+        shown.say("[red]not markup[/red]")
+    lines = file.getvalue().splitlines()
+    assert lines == ["training   0%  [bold]loss 0[/bold]", "training 100%  last", "[red]not markup[/red]"]
+
+
+def test_a_terminal_gets_a_bar():
+    shown, file = display(terminal=True)
+    with shown:
+        shown.show("training", 0.5, "[i]half[/i]")
+    assert "[i]half[/i]" in file.getvalue() and "training" in file.getvalue()

@@ -1,0 +1,67 @@
+"""A run's folder: locked, never mixed up, gone without a trace when nothing began."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.run import begin, run_folder
+
+
+def config(out: Path, **changes) -> TrainConfig:
+    return TrainConfig(**{"corpus": ("a.txt",), "out": out} | changes)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    out = tmp_path / "deep" / "run"
+    with pytest.raises(ValueError, match="a mistake"), run_folder(config(out)) as folder:
+        (folder / "store").mkdir()
+        (folder / "store" / "train-00000.arrow").touch()
+        raise ValueError("a mistake")
+    assert not out.exists()
+
+
+def test_a_run_that_began_stays_and_is_continued(tmp_path):
+    with pytest.raises(RuntimeError), run_folder(config(tmp_path)) as folder:
+        begin(folder, config(tmp_path))
+        raise RuntimeError
+    with run_folder(config(tmp_path, budget="1h")):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"another configuration \(seed: 0 -> 1\); repeat its command"),
+        run_folder(config(tmp_path, seed=1)),
+    ):
+        pass
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with (
+        pytest.raises(ValueError, match="holds 'thesis.tex' and no run; choose a new folder"),
+        run_folder(config(tmp_path)),
+    ):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="is a file; name a folder"), run_folder(config(tmp_path / "thesis.tex")):
+        pass
+
+
+def _hold(out, ready, done):
+    with run_folder(config(out)):
+        ready.set()
+        done.wait(30)
+
+
+def test_two_processes_cannot_hold_one_run(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready, done))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(ValueError, match="is in use by another process"), run_folder(config(tmp_path)):
+            pass
+    finally:
+        done.set()
+        holder.join()
