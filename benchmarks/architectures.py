@@ -1,4 +1,4 @@
-"""Every architecture that the installed transformers maps to masked LM: is the head run at selected positions alone, and right?
+"""Every architecture that transformers maps to masked LM: is its head run at selected positions alone, and right?
 
 For each, a small model with random weights goes through `MLM` twice, dense and sparse. Logits at selected positions and
 the gradients of all weights must agree to 1e-4.
@@ -217,9 +217,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         "Written by `benchmarks/architectures.py`; not edited by hand.",
         "",
-        f"Of the {len(rows)} architectures that transformers {transformers.__version__} maps to masked language modelling,",
-        f"{count['sparse']} run their output head at the selected positions alone, {count['dense']} at every position (the",
-        f"check at the first call refused the shortcut), {count['wrong']} are wrong and {count['error']} do not run here.",
+        f"Of the {len(rows)} architectures that transformers {transformers.__version__} maps to masked LM,",
+        f"{count['sparse']} run their output head at the selected positions alone, {count['dense']} at every position",
+        f"(the check at the first call refused the shortcut), {count['wrong']} are wrong, {count['error']} do not run.",
         "Differences are the largest between sparse and dense: of logits at selected positions, and of the gradient of",
         "any weight; in float32, at most 1e-4 allowed. `gathered before` names the module that receives selected",
         "positions only.",

@@ -16,6 +16,11 @@ IGNORE_INDEX = -100
 """The label of a position that is not in the loss, as in `torch.nn.functional.cross_entropy`."""
 
 
+def values_at_hand(x: Tensor) -> bool:
+    """Whether the host may look at x's values: not while compiling, nor where a device would have to be waited for."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """The ids of a vocabulary that stand for no content.
@@ -77,13 +82,15 @@ class SpecialTokens:
 _LEFT = 0  # 8 bits: class of the token's left end
 _RIGHT = 8  # 8 bits: class of its right end, where it begins a word
 _INNER = 16  # 8 bits: class of its right end, where it does not
+_TWO_SIDED = 62  # these two classes differ
 _PART = 24  # the token is a part of one character and nothing else: its right class is not known from it alone
 _OPEN = 25  # it begins with such a part, the character's first: its left class is not known from it alone
-_SHIFT = 26  # 5 bits: 6 for each continuation byte that it begins with
-_HEAD = 31  # 18 bits: the payload of these bytes
-_TAIL = 49  # 15 bits: the payload of a last character that is not complete, one byte short at most
+_SHIFT = 26  # 3 bits: the number of continuation bytes that it begins with
+_HEAD = 29  # 18 bits: the payload of these bytes
+_TAIL = 47  # 15 bits: the payload of a last character that is not complete, one byte short at most
 _ENDS = 0xFFFFFF  # the three classes
 _NUM_CLASSES = 256
+_BEFORE, _AFTER = 10, 3  # tokens on either side that can bear on whether a word begins: characters of four tokens
 
 ALONE = 0  # class, at either end, of specials and added tokens: always words of their own
 INSIDE = 1  # left class of tokens that never begin a word, except after an ALONE one
@@ -150,6 +157,7 @@ class WordTable:
         square[ALONE, :] = square[:, ALONE] = True
         inner = right if inner is None else inner
         facts = (left << _LEFT) | (right << _RIGHT) | (inner << _INNER) | (0 if parts is None else parts)
+        facts |= (inner != right).long() << _TWO_SIDED
         char_class = torch.empty(0, dtype=torch.int64) if char_class is None else char_class
         return cls(facts, square.flatten(), char_class, two_sided=bool((inner != right).any()))
 
@@ -161,7 +169,7 @@ class WordTable:
     @staticmethod
     def pack_part(*, part: bool, opens: bool, head_bytes: int, head_bits: int, tail_bits: int) -> int:
         """What a fact says of the parts of characters that a token begins and ends with."""
-        return part << _PART | opens << _OPEN | 6 * head_bytes << _SHIFT | head_bits << _HEAD | tail_bits << _TAIL
+        return part << _PART | opens << _OPEN | head_bytes << _SHIFT | head_bits << _HEAD | tail_bits << _TAIL
 
     @property
     def num_tokens(self) -> int:
@@ -183,8 +191,7 @@ class WordTable:
             raise ValueError(
                 f"input_ids on {input_ids.device} meet a WordTable on {self.facts.device}; call words.to(device) once"
             )
-        eager_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        if eager_cpu and input_ids.numel():
+        if values_at_hand(input_ids) and input_ids.numel():
             low, high = (int(i) for i in torch.aminmax(input_ids))
             if low < 0 or high >= self.num_tokens:
                 raise ValueError(
@@ -192,20 +199,44 @@ class WordTable:
                     "derive it with a larger num_tokens, or from the tokenizer that made these ids"
                 )
         first = _first_positions(input_ids, cu_seqlens)
-        facts = classes = self.facts.take(input_ids)
-        # Looking whether any character is cut apart costs a CPU less than putting none together; it would stall a GPU.
-        apart = bool(self.char_class.numel())
-        if apart and eager_cpu:
-            apart = bool((facts & (1 << _PART)).any())
-        if apart:
-            classes = self._join_characters(facts, first)
-        left, right = classes & 0xFF, (classes >> _RIGHT) & 0xFF
-        starts = self.parted.take((_shifted(right, 1) << 8) | left) | first
+        facts = _looked_up(self.facts, input_ids)
+        # Few places need more than one look: these alone are gone into, unless finding them would stall a GPU.
+        return self._starts_sparsely(facts, first) if values_at_hand(facts) else self._starts(facts, first)
+
+    def _starts(self, facts: Tensor, first: Tensor) -> Tensor:
+        classes = self._join_characters(facts, first) if self.char_class.numel() else facts
+        starts = self._parted(classes, classes, first)
         if self.two_sided:  # a second look, now that it is known which tokens begin words
-            began = _spread_over_parts(starts, facts) if apart else starts
-            right = torch.where(began, right, (classes >> _INNER) & 0xFF)
-            starts = self.parted.take((_shifted(right, 1) << 8) | left) | first
+            began = _spread_over_parts(starts, facts, first)
+            starts = self._parted(torch.where(began, classes, classes >> (_INNER - _RIGHT)), classes, first)
         return starts
+
+    def _starts_sparsely(self, facts: Tensor, first: Tensor) -> Tensor:
+        """`_starts`, by one look at every place, and more only about the places where one is not enough."""
+        starts = self._parted(facts, facts, first)
+        flat, flat_first, result = facts.flatten(), first.flatten(), starts.flatten()
+        if self.two_sided:
+            doubtful = ((facts & (1 << _TWO_SIDED)) != 0) & ~starts
+            after = (_previous(doubtful) & ~first).flatten().nonzero().flatten()
+            left, right = flat.index_select(0, after), flat.index_select(0, after - 1) >> (_INNER - _RIGHT)
+            result = result.index_copy(0, after, self.parted.index_select(0, (right & 0xFF00) | (left & 0xFF)))
+        if self.char_class.numel():
+            part = (facts & (1 << _PART)) != 0
+            after = _previous(part)
+            places = (part | after | _previous(after)).flatten().nonzero()
+            if places.numel() * (_BEFORE + 1 + _AFTER) > facts.numel():
+                return self._starts(facts, first)
+            if places.numel():
+                around = places + torch.arange(-_BEFORE, _AFTER + 1)
+                outside = (around < 0) | (around >= flat.numel())
+                around = around.clamp(0, flat.numel() - 1)
+                windows = flat.take(around).masked_fill(outside, 0), flat_first.take(around) | outside
+                result = result.index_copy(0, places.flatten(), self._starts(*windows)[:, _BEFORE])
+        return result.view_as(facts)
+
+    def _parted(self, right: Tensor, left: Tensor, first: Tensor) -> Tensor:
+        """Whether a word begins at each position. right, left: facts, of which the class of that end is read."""
+        return _looked_up(self.parted, (_previous(right) & 0xFF00) | (left & 0xFF)) | first
 
     def _join_characters(self, facts: Tensor, first: Tensor) -> Tensor:
         """The facts' classes, those of characters that lie across tokens taken from the whole character.
@@ -214,34 +245,40 @@ class WordTable:
         the token that ends it, three steps to the left carry the sum back to the token that began it.
         """
         part, opens = _flag(facts, _PART), _flag(facts, _OPEN)
-        shift, head, tail = (facts >> _SHIFT) & 31, (facts >> _HEAD) & 0x3FFFF, (facts >> _TAIL) & 0x7FFF
+        shift, head, tail = ((facts >> _SHIFT) & 7) * 6, (facts >> _HEAD) & 0x3FFFF, (facts >> _TAIL) & 0x7FFF
         follows = part & ~opens
         ending = joined = tail  # code points so far, at each token's right end and where its head bytes end
         for _ in range(3):
-            joined = (_shifted(ending, 1).masked_fill(first, 0) << shift) | head
+            joined = (_previous(ending).masked_fill(first, 0) << shift) | head
             ending = torch.where(follows, joined, tail)
         whole = joined
-        goes_on = _shifted((shift > 0) & ~first, -1) & part
+        goes_on = _next((shift > 0) & ~first) & part
         for _ in range(3):
-            whole = torch.where(goes_on, _shifted(whole, -1), joined)
+            whole = torch.where(goes_on, _next(whole), joined)
         last = self.char_class.numel() - 1
-        right = torch.where(part, self.char_class.take(joined.clamp(0, last)), facts) & (_ENDS - 0xFF)
-        left = torch.where(opens, self.char_class.take(whole.clamp(0, last)), facts) & 0xFF
+        of_ended, of_whole = (_looked_up(self.char_class, x.clamp(0, last)) for x in (joined, whole))
+        right = torch.where(part, of_ended, facts) & (_ENDS - 0xFF)
+        left = torch.where(opens, of_whole, facts) & 0xFF
         return right | left
 
 
 def _flag(facts: Tensor, bit: int) -> Tensor:
-    return ((facts >> bit) & 1).bool()
+    return (facts & (1 << bit)) != 0
 
 
-def _spread_over_parts(starts: Tensor, facts: Tensor) -> Tensor:
+def _spread_over_parts(starts: Tensor, facts: Tensor, first: Tensor) -> Tensor:
     """`starts`, with tokens that continue a character taking the flag of the token that is its beginning."""
     opens = _flag(facts, _OPEN)
-    follows = _flag(facts, _PART) & ~opens
-    began = starts & opens
+    follows = _flag(facts, _PART) & ~opens & ~first
+    began = opening = starts & (opens | first)
     for _ in range(3):
-        began = torch.where(follows, _shifted(began, 1), starts & opens)
+        began = torch.where(follows, _previous(began), opening)
     return torch.where(follows, began, starts)
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """`table[index]`, by the call that is fastest on CPU."""
+    return table.index_select(0, index.flatten()).view_as(index)
 
 
 def _first_positions(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -252,11 +289,15 @@ def _first_positions(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         return first
     # one place more than tokens: there the empty documents at the end begin
     first = torch.zeros(input_ids.numel() + 1, dtype=torch.bool, device=input_ids.device)
-    first[cu_seqlens[:-1].long()] = True
+    first.index_fill_(0, cu_seqlens[:-1].long(), True)
     return first[:-1]
 
 
-def _shifted(x: Tensor, by: int) -> Tensor:
-    """Move along the last dimension by +1 or -1; zeros move in."""
-    zero = torch.zeros_like(x[..., :1])
-    return torch.cat([zero, x[..., :-1]] if by > 0 else [x[..., 1:], zero], dim=-1)
+def _previous(x: Tensor) -> Tensor:
+    """Each position's left neighbour along the last dimension; the first its own, for callers to set aside."""
+    return torch.cat([x[..., :1], x[..., :-1]], dim=-1)
+
+
+def _next(x: Tensor) -> Tensor:
+    """Each position's right neighbour along the last dimension; the last its own."""
+    return torch.cat([x[..., 1:], x[..., -1:]], dim=-1)

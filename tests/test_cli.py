@@ -203,7 +203,7 @@ def test_mistakes_with_options(run, corpus, tmp_path):
             ("train", corpus, *out, "--seq-len", "9000", "--pack-tokens", "9000", "--budget", "1steps"),
             "seq_len 9000 exceeds max_position_embeddings 2048",
         ),
-        (("train", corpus, *out, "--pack-tokens", "100"), "a pack of 100 tokens cannot hold a piece of 256"),
+        (("train", corpus, *out, "--pack-tokens", "100"), "seq_len 256 exceeds the 100 tokens of a pack; raise --pack-tokens"),
         (("fill", tmp_path, "a [MASK]"), "holds no model"),
         (("fill", run, "no gap"), "no mask in 'no gap'"),
         (("fill", run, "a [MASK]", "--top-k", "0"), "--top-k 0 is outside 1 to"),

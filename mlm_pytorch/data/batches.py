@@ -146,8 +146,7 @@ class Reader:
             raise ValueError("the store holds no pieces; there is nothing to train on")
         if longest > capacity:
             raise ValueError(
-                f"a pack of {capacity} tokens cannot hold a piece of {longest}; "
-                "raise --pack-tokens or lower --seq-len"
+                f"a pack of {capacity} tokens cannot hold a piece of {longest}; raise --pack-tokens or lower --seq-len"
             )
         if num_streams % world_size:
             fits = ", ".join(str(n) for n in range(1, num_streams + 1) if num_streams % n == 0)
@@ -167,7 +166,8 @@ class Reader:
         """
         if len(saved["drawn"]) != self.order.num_streams:
             raise ValueError(
-                f"the saved position has {len(saved['drawn'])} streams, this run {self.order.num_streams}; keep them equal"
+                f"the saved position has {len(saved['drawn'])} streams, this run {self.order.num_streams}; "
+                "keep them equal"
             )
         cursors = []
         for stream, (drawn, serials) in enumerate(zip(saved["drawn"], saved["waiting"], strict=True)):

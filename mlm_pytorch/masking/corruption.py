@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlm_pytorch.masking.scores import MILLION, millionths, remix
-from mlm_pytorch.tokens import IGNORE_INDEX
+from mlm_pytorch.tokens import IGNORE_INDEX, values_at_hand
 
 _SALT = 0x636F7272757074  # any constant that no other user of `remix` takes
 _U32 = 0xFFFFFFFF
@@ -73,14 +73,25 @@ def corrupt(
         )
 
     labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
-    if replace == MILLION and not random_token:
-        return Corrupted(input_ids.masked_fill(selected, mask_token_id), labels, selected)
 
-    bits = remix(scores, _SALT)
-    draw = (((bits >> 32) & _U32) * MILLION) >> 32  # uniform over 0 .. 999_999
-    corrupted = input_ids.masked_fill(selected & (draw < replace), mask_token_id)
-    if random_token:
-        assert drawable_ids is not None
-        drawn = drawable_ids.take(((bits & _U32) * drawable_ids.numel()) >> 32).to(input_ids.dtype)
-        corrupted = torch.where(selected & (draw < random_token), drawn, corrupted)
+    def shown(ids: Tensor, scores: Tensor) -> Tensor:
+        """What takes the place of ids that are selected; elementwise."""
+        if replace == MILLION and not random_token:
+            return torch.full_like(ids, mask_token_id)
+        bits = remix(scores, _SALT)
+        draw = (((bits >> 32) & _U32) * MILLION) >> 32  # uniform over 0 .. 999_999
+        result = ids.masked_fill(draw < replace, mask_token_id)
+        if random_token:
+            assert drawable_ids is not None
+            which = ((bits & _U32) * drawable_ids.numel()) >> 32
+            drawn = drawable_ids.index_select(0, which.flatten()).view_as(ids).to(ids.dtype)
+            result = torch.where(draw < random_token, drawn, result)
+        return result
+
+    if not values_at_hand(selected):
+        return Corrupted(torch.where(selected, shown(input_ids, scores), input_ids), labels, selected)
+    # where the host may look, only the selected positions are worked on
+    places = selected.flatten().nonzero().flatten()
+    replacements = shown(*(x.flatten().index_select(0, places) for x in (input_ids, scores)))
+    corrupted = input_ids.flatten().index_copy(0, places, replacements).view_as(input_ids)
     return Corrupted(corrupted, labels, selected)

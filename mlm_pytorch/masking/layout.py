@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mlm_pytorch.masking.scores import MILLION, POSITION_BITS, document_of_token
+from mlm_pytorch.tokens import values_at_hand
 
 SCORE_BITS = 32 + POSITION_BITS
 LAST = (1 << SCORE_BITS) - 1  # no score is greater: the key of what cannot be chosen
@@ -38,15 +39,16 @@ class Rows:
         """Running sums that begin anew with each document."""
         return x.cumsum(-1)
 
-    def sort(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """(keys in ascending order within each document, the indices along the last dimension that they come from)."""
-        return torch.sort(keys, dim=-1)
+    def sort(self, keys: Tensor, at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """(keys in ascending order within each document, the indices along the last dimension that they come from).
 
-    def smallest(self, keys: Tensor, at_most: int) -> Tensor:
-        """At least the first `at_most` of a document's keys in ascending order."""
-        if at_most * 2 > self.length:
-            return torch.sort(keys, dim=-1).values
-        return torch.topk(keys, at_most, dim=-1, largest=False).values
+        at_most: as many as will be looked at; the rest may be missing.
+        """
+        if at_most is None or at_most * 2 > self.length:
+            ordered, order = torch.sort(keys, dim=-1)
+        else:
+            ordered, order = torch.topk(keys, at_most, dim=-1, largest=False)
+        return ordered, order
 
     def at(self, ordered: Tensor, ranks: Tensor) -> Tensor:
         """(B,): the entry of each document at its rank."""
@@ -76,8 +78,8 @@ class Pack:
         running = self._running(x)
         return running[1:] - self.spread(running.index_select(0, self.starts))
 
-    def sort(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """(keys in ascending order within each document, the indices that they come from).
+    def sort(self, keys: Tensor, _at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """(keys in ascending order within each document, the indices that they come from), all of them.
 
         One sort does for all documents: their numbers go above the 52 bits of a score. Where there are more documents
         than the remaining bits can count, two stable sorts, the second by document.
@@ -88,10 +90,6 @@ class Pack:
         by_key = torch.sort(keys, stable=True).indices
         order = by_key[torch.sort(self.document[by_key], stable=True).indices]
         return keys[order], order
-
-    def smallest(self, keys: Tensor, _at_most: int) -> Tensor:
-        """All of a document's keys in ascending order: documents differ in length, so in how many are enough."""
-        return self.sort(keys)[0]
 
     def at(self, ordered: Tensor, ranks: Tensor) -> Tensor:
         """(D,): the entry of each document at its rank."""
@@ -125,8 +123,7 @@ def checked_layout(scores: Tensor, input_ids: Tensor, maskable: Tensor, cu_seqle
             f"input_ids {tuple(input_ids.shape)} have {input_ids.dim()} dimensions; "
             "pass (batch, length), or (tokens,) together with cu_seqlens"
         )
-    readable = scores.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and scores.numel():
+    if values_at_hand(scores) and scores.numel():
         low, high = (int(x) for x in torch.aminmax(scores))
         if low < 0 or high > LAST:
             raise ValueError(
@@ -137,7 +134,7 @@ def checked_layout(scores: Tensor, input_ids: Tensor, maskable: Tensor, cu_seqle
         return Rows(input_ids)
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
         raise ValueError(f"cu_seqlens {tuple(cu_seqlens.shape)} bound no document; pass (documents + 1,) offsets")
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+    if values_at_hand(cu_seqlens):
         first, last, steps = int(cu_seqlens[0]), int(cu_seqlens[-1]), cu_seqlens.diff()
         if first != 0 or last != input_ids.numel() or bool((steps < 0).any()):
             raise ValueError(
@@ -161,6 +158,11 @@ def wanted_counts(layout: Layout, maskable: Tensor, mask_prob: int | Tensor) -> 
     return (layout.count(maskable) * mask_prob + (MILLION - 1)) // MILLION
 
 
+def most_wanted(layout: Layout, mask_prob: int | Tensor) -> int | None:
+    """A bound that the host knows on how many tokens, and so units, of a document can be selected; None if it doesn't."""
+    return None if isinstance(mask_prob, Tensor) else max(1, -(-mask_prob * layout.length // MILLION))
+
+
 def _check_rates(layout: Layout, rates: Tensor) -> None:
     if rates.is_floating_point() or rates.dtype == torch.bool:
         raise ValueError(f"mask_prob is a {rates.dtype} tensor; pass int64 millionths")
@@ -168,7 +170,7 @@ def _check_rates(layout: Layout, rates: Tensor) -> None:
         raise ValueError(
             f"mask_prob {tuple(rates.shape)} does not fit {layout.num_documents} documents; pass one rate per document"
         )
-    if rates.device.type == "cpu" and rates.numel() and not torch.compiler.is_compiling():
+    if values_at_hand(rates) and rates.numel():
         low, high = (int(x) for x in torch.aminmax(rates))
         if low < 0 or high > MILLION:
             raise ValueError(f"mask_prob {low}..{high} leaves [0, {MILLION}] millionths; pass shares of a million")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlm_pytorch.tokens import values_at_hand
+
 POSITION_BITS = 20
 MAX_POSITIONS = 1 << POSITION_BITS
 MILLION = 1_000_000
@@ -102,7 +104,7 @@ def hash_scores(seed: int, visits: Tensor, pieces: Tensor, positions: Tensor) ->
 
 
 def _check_positions(positions: Tensor) -> None:
-    if positions.device.type == "cpu" and positions.numel() and not torch.compiler.is_compiling():
+    if values_at_hand(positions) and positions.numel():
         low, high = (int(x) for x in torch.aminmax(positions))
         if low < 0 or high >= MAX_POSITIONS:
             raise ValueError(

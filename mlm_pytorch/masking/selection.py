@@ -25,7 +25,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from mlm_pytorch.masking.layout import LAST, Layout, checked_layout, wanted_counts
+from mlm_pytorch.masking.layout import LAST, Layout, checked_layout, most_wanted, wanted_counts
 from mlm_pytorch.masking.scores import MILLION, remix
 from mlm_pytorch.tokens import WordTable
 
@@ -51,8 +51,7 @@ def select_tokens(
     wanted = wanted_counts(layout, maskable, mask_prob)
     if not maskable.numel():
         return maskable.clone()
-    at_most = layout.length if isinstance(mask_prob, Tensor) else max(1, -(-mask_prob * layout.length // MILLION))
-    ordered = layout.smallest(torch.where(maskable, scores, LAST), at_most)
+    ordered, _ = layout.sort(torch.where(maskable, scores, LAST), most_wanted(layout, mask_prob))
     return maskable & (scores <= layout.spread(_threshold(layout, ordered, wanted)))
 
 
@@ -119,7 +118,8 @@ def select_words(
     wanted = wanted_counts(layout, maskable, mask_prob)
     if not maskable.numel():
         return maskable.clone()
-    return _take_units(layout, scores, words.starts_word(input_ids, cu_seqlens=cu_seqlens), maskable, wanted)
+    heads = words.starts_word(input_ids, cu_seqlens=cu_seqlens)
+    return _take_units(layout, scores, heads, maskable, wanted, most_wanted(layout, mask_prob))
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def select_spans(
         heads = torch.ones_like(maskable)
     else:
         heads = words.starts_word(input_ids, cu_seqlens=cu_seqlens)
-    return _take_units(layout, scores, _join_units(layout, scores, heads, maskable, lengths), maskable, wanted)
+    heads = _join_units(layout, scores, heads, maskable, lengths)
+    return _take_units(layout, scores, heads, maskable, wanted, most_wanted(layout, mask_prob))
 
 
 def select_ngrams(
@@ -263,11 +264,13 @@ def _sizes(head: Tensor, maskable: Tensor) -> Tensor:
     return torch.zeros_like(head).scatter_add(-1, head, maskable.long())
 
 
-def _take_units(layout: Layout, scores: Tensor, heads: Tensor, maskable: Tensor, wanted: Tensor) -> Tensor:
+def _take_units(
+    layout: Layout, scores: Tensor, heads: Tensor, maskable: Tensor, wanted: Tensor, at_most: int | None
+) -> Tensor:
     """Whole units in the order of their first tokens' scores while the count stays within `wanted`, at least one."""
     head = _head_of(layout, heads)
     size = _sizes(head, maskable)
-    ordered, order = layout.sort(torch.where(size > 0, scores, LAST))
+    ordered, order = layout.sort(torch.where(size > 0, scores, LAST), at_most)
     fits = layout.cumsum(size.gather(-1, order)) <= layout.spread(wanted)
     number = layout.count(fits).clamp(min=1) * (wanted > 0)
     return maskable & (scores.gather(-1, head) <= layout.spread(_threshold(layout, ordered, number)))

@@ -117,7 +117,8 @@ def _from_surfaces(
             rights.setdefault(_right_key(token.text), token.text)
             lefts.setdefault(_left_key(token.text), token.text)
     if blank is None:  # elsewhere the blank decides, and what is before a token does not
-        rights |= {(key, "inner"): _within(text, cut) for key, text in rights.items()}
+        inner = {key: text for key, text in rights.items() if key != text or len(text) == 1}  # not for contractions
+        rights |= {(key, "inner"): _within(text, cut) for key, text in inner.items()}
 
     right_class, left_class, right_specimens, left_specimens = _classes(rights, lefts, right_probes, left_probes, cut)
     parted = torch.ones(_FIRST_CLASS + len(right_specimens), _FIRST_CLASS + len(left_specimens), dtype=torch.bool)

@@ -1,7 +1,7 @@
 """Look at values on a device without making it wait.
 
-On a CPU a value can be looked at whenever it is computed. On CUDA, looking means waiting for the device: that is done at
-the first call only; later values are copied to the host in the background and looked at during the next call.
+On a CPU a value can be looked at whenever it is computed. On CUDA, looking means waiting for the device: that is done
+at the first call only; later values are copied to the host in the background and looked at during the next call.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             picked_R1 = log_probs_RV.gather(1, index_R1)
             # where, and not a product: an ignored row may hold NaN
             loss_sum -= torch.where(is_target_R1, picked_R1, 0.0).sum()
+            log_normaliser_R1 = logits_RV.gather(1, index_R1).float() - picked_R1
             if z_loss:
-                log_normaliser_R1 = logits_RV.gather(1, index_R1).float() - picked_R1
                 loss_sum += z_loss * torch.where(is_target_R1, log_normaliser_R1, 0.0).square().sum()
             if wants_grad:
                 probs_RV = log_probs_RV.exp_()

@@ -66,7 +66,7 @@ class MLM(nn.Module):
             found by itself. Positions are gathered before it.
         dense: run the head at every position, without any check.
         pad_mask_argument: the transformer's argument that takes a mask, True at tokens and False at padding. Known for
-            Hugging Face models (`attention_mask`) and x-transformers (`mask`); elsewhere nothing is passed unless named.
+            Hugging Face models (`attention_mask`) and x-transformers (`mask`); elsewhere nothing is passed without it.
         z_loss: weight of the squared log-normaliser in the loss; 1e-4 keeps logits from drifting.
 
     Raises:
@@ -78,6 +78,9 @@ class MLM(nn.Module):
         >>> loss = mlm(torch.randint(3, 100, (2, 32)))
         >>> loss.backward()
     """
+
+    _special_ids: Tensor
+    _drawable_ids: Tensor | None
 
     def __init__(
         self,
@@ -173,7 +176,6 @@ class MLM(nn.Module):
             drawable_ids=self._drawable_ids,
         )
 
-    @torch.compiler.disable
     def verify(self, seq: Tensor, **kwargs: Any) -> Verdict:
         """Check where the transformer lets selected positions through alone; the first call does it by itself.
 
@@ -197,10 +199,10 @@ class MLM(nn.Module):
 
     def _logits_at(self, positions_K: Tensor, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if self._verdict is None and input_ids.numel() >= MIN_TOKENS:
-            self.verify(input_ids, **kwargs)
+            _verify(self, input_ids, kwargs)  # pyright: ignore[reportCallIssue]
         if self._verdict is not None and self._verdict.head is not None:
-            head = _path(self.transformer, self._verdict.head)
-            logits = _run_sparse(self.transformer, head, positions_K, input_ids, **kwargs)
+            where = (_path(self.transformer, self._verdict.head), positions_K)
+            logits = _run_sparse(self.transformer, *where, input_ids, **kwargs)  # pyright: ignore[reportCallIssue]
         else:
             logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
             if logits.shape[:-1] != input_ids.shape:
@@ -282,7 +284,7 @@ class MLM(nn.Module):
                 f"{IGNORE_INDEX} where there is nothing to predict"
             )
         if seq.numel() and not torch.compiler.is_compiling():
-            self._check_ids(torch.stack(seq.aminmax()))
+            self._check_ids(torch.stack(tuple(seq.aminmax())))
 
     def _check_width(self, width: int) -> None:
         if width == self._width:
@@ -319,6 +321,11 @@ def _explain_logits(values: list[int]) -> str | None:
         f"logits are NaN or infinite, first at row {row}, position {position}; "
         "look for a learning rate too high, or for a broken weight or input"
     )
+
+
+@torch.compiler.disable  # once, and eager
+def _verify(mlm: MLM, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
+    mlm.verify(input_ids, **kwargs)
 
 
 @torch.compiler.disable  # hooks that come and go with each call are nothing to compile

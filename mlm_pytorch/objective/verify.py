@@ -97,7 +97,7 @@ def verify_head(
 
 
 def _chain(calls: list[_Call]) -> list[_Call]:
-    """The calls from hidden states to logits: those of the model itself, or of the one module that does all its work."""
+    """The calls from hidden states to logits: those of the model itself, or of the one module that does it all."""
     while calls and calls[-1].hidden is None and calls[-1].children:
         calls = calls[-1].children
     return calls

@@ -5,7 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.training.muon import Muon
+
 _BETAS = (0.9, 0.98)
+_FUSED = {"Wqkv": 3, "Wi": 2}  # modules of the built-in encoder whose weight is several matrices in one
 
 
 def build_optimizers(
@@ -13,8 +16,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Optimizers for a model, each parameter in exactly one.
 
-    "muon": torch's Muon (Jordan et al. 2024) for the matrices inside the layers and the head, its update scaled to
-    AdamW's size (Liu et al. 2025, arXiv 2502.16982), and fused AdamW for embeddings, output projection, norms, biases.
+    "muon": Muon for the matrices inside the layers and the head, fused AdamW for embeddings, output projection, norms
+    and biases. Both make updates of about the same size, so one learning rate serves both.
     "adamw": fused AdamW for all. Only matrices inside layers and head decay.
 
     Raises:
@@ -33,7 +36,12 @@ def build_optimizers(
     adam: dict[str, Any] = {"lr": lr, "betas": _BETAS, "eps": 1e-8, "fused": True}
     optimizers: list[torch.optim.Optimizer] = []
     if matrices and kind == "muon":
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        names = {id(p): name for name, p in model.named_parameters()}
+        by_parts: dict[int, list[nn.Parameter]] = {}
+        for parameter in matrices:
+            by_parts.setdefault(_FUSED.get(names[id(parameter)].split(".")[-2], 1), []).append(parameter)
+        groups = [{"params": held, "parts": parts} for parts, held in by_parts.items()]
+        optimizers.append(Muon(groups, lr=lr, weight_decay=weight_decay))
     elif matrices:
         optimizers.append(torch.optim.AdamW(matrices, weight_decay=weight_decay, **adam))
     if others:

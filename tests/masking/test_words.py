@@ -203,6 +203,26 @@ def test_transformers_tokenizers_are_taken_as_they_are():
     assert derive_words(wrapped).facts.equal(derive_words(backend).facts)
 
 
+@pytest.mark.parametrize("family", BYTE_LEVEL)
+def test_the_sparse_way_and_the_dense_way_agree(family):
+    """On CPU only intricate places are looked at twice; compiled and on GPUs all are."""
+    for size in (300, 1500):
+        tokenizer = tokenizer_of(family, size)
+        words = derive_words(tokenizer)
+        for vocabulary in (tokenizer.get_vocab_size(), 60):  # any order of ids at all, with many or few parts
+            ids = torch.randint(0, vocabulary, (40, 64)) if vocabulary > 60 else torch.randint(5, 60, (40, 64))
+            cu_seqlens = torch.randint(0, ids.numel(), (50,)).sort().values
+            cu_seqlens[0], cu_seqlens[-1] = 0, ids.numel()
+            ids[torch.rand(ids.shape) < 0.9] = tokenizer.token_to_id("e")
+            facts, nowhere = words.facts[ids], torch.zeros(40, 64, dtype=torch.bool)
+            first = nowhere.clone()
+            first[:, 0] = True
+            assert words._starts_sparsely(facts, first).equal(words._starts(facts, first))
+            flat_first = nowhere.flatten().index_fill(0, cu_seqlens[:-1], True)
+            flat = words._starts(facts.flatten(), flat_first)
+            assert words.starts_word(ids.flatten(), cu_seqlens=cu_seqlens).equal(flat)
+
+
 def test_compiles_whole():
     tokenizer = tokenizer_of("byte-level", size=300)
     words, ids = derive_words(tokenizer), torch.tensor(tokenizer.encode(LINES[25]).ids)[None]

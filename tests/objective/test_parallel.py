@@ -1,4 +1,4 @@
-"""Two processes on one machine: gradients are those of the whole batch, and nothing waits for a rank without targets."""
+"""Two processes on one machine: gradients are those of both batches, and no rank waits for one without targets."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The border to Hugging Face: a masking collator for its Trainer."""
+"""A masking collator for Hugging Face's Trainer, and for any `DataLoader`."""
 
 # B batch, L length
 

@@ -1,15 +1,17 @@
-"""To and from Hugging Face folders: load a ModernBERT, export one, and check the export against what it came from."""
+"""Folders that Hugging Face loads: read a ModernBERT, export one, check the export against what it came from.
+
+Tokenizers are the data room's business: the caller loads and saves them.
+"""
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.tokens import SpecialTokens
 
@@ -17,42 +19,49 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _TIED = "decoder.weight"
 
 
-def export_encoder(encoder: Encoder, tokenizer: Tokenizer, folder: Path, *, max_length: int | None = None) -> None:
+def export_encoder(
+    encoder: Encoder, special: SpecialTokens, folder: Path, save_tokenizer: Callable[[Path], None]
+) -> None:
     """Write an encoder and its tokenizer as a folder that `AutoModelForMaskedLM.from_pretrained` loads.
 
     Args:
         encoder: the model; its weights are written in float32, tied ones once.
-        tokenizer: the tokenizer it was trained with.
+        special: what its vocabulary reserves.
         folder: to write into; made if it is not there.
-        max_length: what the tokenizer declares as `model_max_length`; by default the encoder's positions.
+        save_tokenizer: writes the tokenizer's files into a folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()}
     if encoder.config.tie_word_embeddings:
         del weights[_TIED]
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    special = tokenizer.special
     config = encoder.config.to_huggingface() | {"pad_token_id": special.pad_token_id}
     if len(special.prefix) == 1 and len(special.suffix) == 1:
         config |= {"cls_token_id": special.prefix[0], "sep_token_id": special.suffix[0]}
         config |= {"bos_token_id": special.prefix[0], "eos_token_id": special.suffix[0]}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(folder, model_max_length=max_length or encoder.config.max_position_embeddings)
+    save_tokenizer(folder)
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, Tokenizer]:
-    """Read a ModernBERT masked-language model and its tokenizer: JSON and safetensors only, nothing is executed.
+def model_folder(folder: Path) -> Path:
+    """Where the model lies in a run's folder, or the folder itself where it is a Hugging Face folder.
 
-    Args:
-        folder: a Hugging Face folder, or a run's folder (its `model/` is taken).
+    Raises:
+        ValueError: neither.
+    """
+    for candidate in (folder / "model", folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise ValueError(f"{folder} holds no model ({CONFIG} is missing); name a run or a Hugging Face folder")
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Read a ModernBERT masked-language model: JSON and safetensors only, nothing is executed.
 
     Raises:
         ValueError: no model there, another architecture, or weights that are damaged or do not fit.
     """
-    if (folder / "model" / CONFIG).is_file():
-        folder = folder / "model"
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no model ({CONFIG} is missing); name a run or a Hugging Face folder")
+    folder = model_folder(folder)
     try:
         raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -77,7 +86,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, Tokenizer]:
             f"{folder / WEIGHTS} does not fit its {CONFIG}: {', '.join(wrong[:3])}; export the model again"
         )
     encoder.load_state_dict(weights)
-    return encoder, load_tokenizer(folder)
+    return encoder
 
 
 @torch.no_grad()
@@ -134,7 +143,7 @@ def copy_export(source: Path, target: Path) -> None:
         shutil.copytree(source, partial)
         if target.exists():
             target.rmdir()
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise

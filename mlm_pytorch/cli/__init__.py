@@ -1,0 +1,74 @@
+"""The `mlm` command: thin wrappers that print what the rooms compute.
+
+Heavy modules are imported by the command that needs them, so that `mlm --help` answers soon.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PrepareConfig
+from mlm_pytorch.training.config import TrainConfig
+
+Command = (
+    Annotated[DemoConfig, tyro.conf.subcommand("demo")]
+    | Annotated[PrepareConfig, tyro.conf.subcommand("prepare")]
+    | Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[FillConfig, tyro.conf.subcommand("fill")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `mlm`; the user's mistakes end with one line on standard error and exit code 2."""
+    # Tokenizers start threads of their own; said here, they do not warn of every process that is forked afterwards.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            args=arguments,
+            prog="mlm",
+            description="Pretrain any encoder with masked language modelling.",
+            config=(tyro.conf.UseAppendAction,),
+        )
+        run(command)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"mlm: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("mlm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run(command: object) -> None:
+    """Carry out a parsed command."""
+    match command:
+        case DemoConfig():
+            from mlm_pytorch.demo import demo
+
+            demo(command.out, command.budget)
+        case PrepareConfig():
+            from mlm_pytorch.cli.prepare import prepare_command
+
+            prepare_command(command)
+        case TrainConfig():
+            from mlm_pytorch.cli.train import train
+
+            train(command)
+        case EvaluateConfig():
+            from mlm_pytorch.cli.models import evaluate_command
+
+            evaluate_command(command)
+        case FillConfig():
+            from mlm_pytorch.cli.models import fill_command
+
+            fill_command(command)
+        case ExportConfig():
+            from mlm_pytorch.cli.models import export_command
+
+            export_command(command)

@@ -1,0 +1,102 @@
+"""What each command of `mlm` is told, apart from `train`, whose options a run keeps (`training.config`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Tokenize a corpus into a store, once, for many runs.
+
+    Example: mlm prepare corpus.jsonl.gz --out stores/mine
+    """
+
+    corpus: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files, globs, folders, or - for standard input."""
+    out: Path
+    """Folder of the store."""
+    valid: tuple[str, ...] = ()
+    """Held-out files. By default a share of the corpus is held out."""
+    tokenizer: Path | None = None
+    """Folder of a Hugging Face tokenizer. By default one is trained on the corpus."""
+    vocab_size: int | None = None
+    """Entries of the tokenizer that is trained. By default chosen by the size of the corpus."""
+    seq_len: int = 512
+    """Longest piece in tokens, special tokens included; longer documents are split."""
+    column: str | None = None
+    """Field that holds the text in JSON lines and Parquet. By default found."""
+    split_text: Literal["line", "paragraph", "file"] | None = None
+    """What a document is in text files. By default a line in .txt files, the file in source code."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What to do with bytes that are not UTF-8: stop, or read them as U+FFFD."""
+    workers: int | None = None
+    """Threads that tokenize. By default one per core."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out loss and accuracy under fixed masks; the same positions for every model with the same tokenizer.
+
+    Example: mlm evaluate runs/mine --data valid.jsonl.gz
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders or Hugging Face folders of ModernBERT models."""
+    data: tuple[str, ...] = ()
+    """Held-out files. By default what the run held out."""
+    column: str | None = None
+    """Field that holds the text. By default found."""
+    seq_len: int | None = None
+    """Longest piece in tokens. By default what the model was trained at."""
+    mask_prob: float = 0.15
+    """Share of each piece's tokens to predict."""
+    json: bool = False
+    """Print one JSON object per model."""
+
+
+@dataclass(frozen=True)
+class FillConfig:
+    """Show what a model puts in place of [MASK].
+
+    Example: mlm fill runs/mine "The [MASK] sat on the mat."
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A run folder or a Hugging Face folder of a ModernBERT model."""
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Texts with one or more [MASK]."""
+    top_k: int = 5
+    """Candidates per mask."""
+    json: bool = False
+    """Print one JSON object per text."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Copy a run's newest model to a folder of its own, checked through transformers.
+
+    Example: mlm export runs/mine models/mine
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A new or empty folder."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Pretrain on the text of Python's own standard library: no download, about two minutes on two cores.
+
+    Example: mlm demo
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder of the run."""
+    budget: str = "100s"
+    """How long to train."""

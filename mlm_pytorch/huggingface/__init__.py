@@ -1,0 +1,6 @@
+"""The border to Hugging Face: a masking collator for its Trainer, and folders that its classes load."""
+
+from mlm_pytorch.huggingface.collator import MLMCollator
+from mlm_pytorch.huggingface.folder import check_export, copy_export, export_encoder, load_encoder, model_folder
+
+__all__ = ["MLMCollator", "check_export", "copy_export", "export_encoder", "load_encoder", "model_folder"]

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from mlm_pytorch.training.muon import Muon, orthogonalize
+
+
+def test_orthogonalize_keeps_the_directions_and_levels_the_sizes():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 40) @ torch.diag(torch.logspace(0, -1, 40))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    got = orthogonalize(matrices).float()
+    leveled = torch.linalg.diagonal(u.mT @ got @ v.mT)
+    assert (leveled > 0.5).all() and (leveled < 1.4).all()
+    rest = u.mT @ got @ v.mT - torch.diag_embed(leveled)
+    assert rest.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 16), (16, 40)])
+def test_equals_torch_muon(shape):
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(shape) * k) for k in (1.0, 2.0)] for _ in range(2))
+    mine = Muon([{"params": ours}], lr=0.02, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(shape)
+            b.grad = a.grad.clone()
+        mine.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2)
+
+
+def test_parts_are_stepped_as_matrices_of_their_own():
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.zeros(48, 16))
+    parts = [nn.Parameter(torch.zeros(16, 16)) for _ in range(3)]
+    whole.grad = torch.randn(48, 16)
+    for part, gradient in zip(parts, whole.grad.chunk(3), strict=True):
+        part.grad = gradient.clone()
+    Muon([{"params": [whole], "parts": 3}], lr=0.1).step()
+    Muon([{"params": parts}], lr=0.1).step()
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_parameters_without_a_gradient_stay():
+    still = nn.Parameter(torch.ones(4, 4))
+    Muon([{"params": [still]}], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(still, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize(("shape", "parts"), [((4,), 1), ((4, 4, 4), 1), ((4, 4), 3)])
+def test_what_is_no_matrix_is_refused(shape, parts):
+    with pytest.raises(ValueError, match=r"does not fall into \d matrices; give it to another optimizer"):
+        Muon([{"params": [nn.Parameter(torch.ones(shape))], "parts": parts}], lr=0.1)
