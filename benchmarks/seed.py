@@ -26,8 +26,8 @@ SEED = "mlm-pytorch==0.1.0"
 ROOT = Path(__file__).parents[1]
 
 # What each comparison runs: a model and a batch; its sides, the first of which is ours; and what must hold.
-# A side is (whose class, bf16 autocast, fused optimizer, x-transformers' fused attention). The seed's default has none of
-# these. The README's model keeps its own attention on both sides; `small` gives each side its best settings.
+# A side is (whose class, bf16 autocast, fused optimizer, x-transformers' fused attention). The seed's default has none
+# of these. The README's model keeps its own attention on both sides; `small` gives each side its best settings.
 # Memory is a process's peak, and "step memory" that peak less what the imported libraries take by themselves.
 COMPARISONS: dict[str, dict[str, Any]] = {
     "readme": {

@@ -28,19 +28,19 @@ def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
     with Display() as display, run_folder(config) as folder:
-        trainer = _trainer(config, folder, display)
+        trainer, encoder = _trainer(config, folder, display)
         begin(folder, config)
         finished = trainer.run()
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
-        check_export(trainer.model, trainer.masker.special, folder / "model")
+        check_export(encoder, trainer.masker.special, folder / "model")
         display.say(f'done: {folder / "model"} loads with transformers; next: mlm fill {folder} "… [MASK] …"')
         return True
 
 
-def _trainer(config: TrainConfig, folder: Path, display: Display) -> Trainer:
-    """A trainer for a run that is new, or continued from its newest checkpoint."""
+def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Trainer, Encoder]:
+    """A trainer and its encoder, for a run that is new, or continued from its newest checkpoint."""
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -65,8 +65,8 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> Trainer:
         packs_per_step=config.packs_per_step,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
-        export=lambda model, path: export_encoder(
-            model, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len)
+        export=lambda path: export_encoder(
+            encoder, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len)
         ),
         display=display,
     )
@@ -77,7 +77,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> Trainer:
         f"{'bf16' if trainer.autocast else 'float32'}; {store.num_tokens:,} tokens; budget {config.budget}"
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
-    return trainer
+    return trainer, encoder
 
 
 def _store(config: TrainConfig, folder: Path, display: Display) -> Path:

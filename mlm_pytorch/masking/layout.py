@@ -159,7 +159,7 @@ def wanted_counts(layout: Layout, maskable: Tensor, mask_prob: int | Tensor) -> 
 
 
 def most_wanted(layout: Layout, mask_prob: int | Tensor) -> int | None:
-    """A bound that the host knows on how many tokens, and so units, of a document can be selected; None if it doesn't."""
+    """A bound that the host knows on how many tokens, and so units, a document can have selected; None without one."""
     return None if isinstance(mask_prob, Tensor) else max(1, -(-mask_prob * layout.length // MILLION))
 
 

@@ -117,7 +117,7 @@ class Trainer:
         packs_per_step: int,
         tokens_per_epoch: int,
         evaluate: Callable[[nn.Module], Score] | None,
-        export: Callable[[nn.Module, Path], None],
+        export: Callable[[Path], None],
         display: Display,
     ):
         self.model, self.reader, self.config, self.folder = model, reader, config, folder
@@ -170,7 +170,7 @@ class Trainer:
         save_checkpoint(
             self.folder,
             self.progress.step,
-            export=lambda path: self.export(self.model, path),
+            export=self.export,
             optimizer=optimizer_tensors(self.model, self.optimizers),
             state=state,
             keep=self.config.keep,

@@ -57,7 +57,7 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
     torch.manual_seed(config.seed)
     model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, global_attn_every_n_layers=1))
 
-    def save(model: torch.nn.Module, path: Path) -> None:
+    def save(path: Path) -> None:
         path.mkdir()
         torch.save(model.state_dict(), path / "weights.pt")
 
@@ -199,14 +199,15 @@ def test_a_finished_run_stays_finished(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_kept(tmp_path):
-    def export(model, path):
+    def export(path):
         path.mkdir()
         if path.parent.name != ".step-5.partial":
             raise OSError(28, "No space left on device")
-        torch.save(model.state_dict(), path / "weights.pt")
+        torch.save(built.model.state_dict(), path / "weights.pt")
 
+    built = trainer(tmp_path, export=export)
     with pytest.raises(OSError, match="No space left"):
-        trainer(tmp_path, export=export).run()
+        built.run()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     assert trainer(tmp_path, resume=True).progress.step == 5
 
