@@ -18,7 +18,25 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from mlm_pytorch.cli import main
 from mlm_pytorch.training.metrics import read_metrics
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "own", "red", "house", "by", "old", "river"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "dog",
+    "ran",
+    "to",
+    "its",
+    "own",
+    "red",
+    "house",
+    "by",
+    "old",
+    "river",
+]
 
 
 def process(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
@@ -203,7 +221,10 @@ def test_mistakes_with_options(run, corpus, tmp_path):
             ("train", corpus, *out, "--seq-len", "9000", "--pack-tokens", "9000", "--budget", "1steps"),
             "seq_len 9000 exceeds max_position_embeddings 2048",
         ),
-        (("train", corpus, *out, "--pack-tokens", "100"), "seq_len 256 exceeds the 100 tokens of a pack; raise --pack-tokens"),
+        (
+            ("train", corpus, *out, "--pack-tokens", "100"),
+            "seq_len 256 exceeds the 100 tokens of a pack; raise --pack-tokens",
+        ),
         (("fill", tmp_path, "a [MASK]"), "holds no model"),
         (("fill", run, "no gap"), "no mask in 'no gap'"),
         (("fill", run, "a [MASK]", "--top-k", "0"), "--top-k 0 is outside 1 to"),

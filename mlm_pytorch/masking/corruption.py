@@ -72,8 +72,6 @@ def corrupt(
             "pass SpecialTokens.drawable_ids() or set random_token_prob=0"
         )
 
-    labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
-
     def shown(ids: Tensor, scores: Tensor) -> Tensor:
         """What takes the place of ids that are selected; elementwise."""
         if replace == MILLION and not random_token:
@@ -89,9 +87,12 @@ def corrupt(
         return result
 
     if not values_at_hand(selected):
+        labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
         return Corrupted(torch.where(selected, shown(input_ids, scores), input_ids), labels, selected)
     # where the host may look, only the selected positions are worked on
     places = selected.flatten().nonzero().flatten()
-    replacements = shown(*(x.flatten().index_select(0, places) for x in (input_ids, scores)))
+    originals = input_ids.flatten().index_select(0, places)
+    replacements = shown(originals, scores.flatten().index_select(0, places))
     corrupted = input_ids.flatten().index_copy(0, places, replacements).view_as(input_ids)
+    labels = torch.full_like(input_ids, IGNORE_INDEX).flatten().index_copy_(0, places, originals).view_as(input_ids)
     return Corrupted(corrupted, labels, selected)

@@ -199,10 +199,10 @@ class MLM(nn.Module):
 
     def _logits_at(self, positions_K: Tensor, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if self._verdict is None and input_ids.numel() >= MIN_TOKENS:
-            _verify(self, input_ids, kwargs)  # pyright: ignore[reportCallIssue]
+            _eagerly(self.verify)(input_ids, **kwargs)
         if self._verdict is not None and self._verdict.head is not None:
             where = (_path(self.transformer, self._verdict.head), positions_K)
-            logits = _run_sparse(self.transformer, *where, input_ids, **kwargs)  # pyright: ignore[reportCallIssue]
+            logits = _eagerly(logits_at)(self.transformer, *where, input_ids, **kwargs)
         else:
             logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
             if logits.shape[:-1] != input_ids.shape:
@@ -323,14 +323,9 @@ def _explain_logits(values: list[int]) -> str | None:
     )
 
 
-@torch.compiler.disable  # once, and eager
-def _verify(mlm: MLM, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
-    mlm.verify(input_ids, **kwargs)
-
-
-@torch.compiler.disable  # hooks that come and go with each call are nothing to compile
-def _run_sparse(*args: Any, **kwargs: Any) -> Tensor:
-    return logits_at(*args, **kwargs)
+def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Out of the compiler's sight, where one is at work: a decorator would load it, for a second, into every import."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
 def _selection(selection: str | Selection, words: WordTable | None) -> Selection:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlm_pytorch.data.batches import Order, Reader, permute
+from mlm_pytorch.data.batches import Order, Reader, count_tokens, permute
 from mlm_pytorch.tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
@@ -160,3 +160,10 @@ def test_errors(changes, message):
 def test_an_empty_store_is_an_error():
     with pytest.raises(ValueError, match="the store holds no pieces"):
         reader(ListStore([]))
+
+
+def test_count_tokens_samples_evenly():
+    store = ListStore([3, 20, 7] * 10)
+    counts = np.bincount(np.concatenate(store.pieces), minlength=100)
+    assert count_tokens(store).tolist() == counts.tolist()
+    assert 0 < count_tokens(store, max_pieces=5).sum() < counts.sum()

@@ -200,3 +200,13 @@ def test_input_errors():
         ours(torch.ones(9, dtype=torch.int64))
     with pytest.raises(ValueError, match="preset 'huge' does not exist; choose one of tiny"):
         preset("huge", vocab_size=10)
+
+
+def test_it_starts_at_the_frequencies_of_tokens():
+    torch.manual_seed(0)
+    ours = Encoder(EncoderConfig(**SHAPE))
+    counts = torch.arange(90)
+    ours.start_at_frequencies(counts)
+    probabilities = ours.decoder.bias.softmax(-1)
+    torch.testing.assert_close(probabilities[:90], counts / counts.sum(), atol=1e-3, rtol=1e-2)
+    assert (probabilities[90:] < 1e-4).all() and ours.decoder.bias.isfinite().all()

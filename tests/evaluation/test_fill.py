@@ -1,0 +1,82 @@
+"""Candidates for masked positions, for tokenizers that swallow the blank before a mask and for those that do not."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.evaluation import fill
+from mlm_pytorch.huggingface import export_encoder
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the red house"] * 40
+TOKENIZER = train_tokenizer(TEXTS, 320)
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(EncoderConfig(320, 32, 48, 2, 2, max_position_embeddings=64, local_attention=8))
+
+
+def without_lstrip(folder):
+    """The same tokenizer with a mask token that leaves the blank before it alone, as most published ones have."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["lstrip"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return load_tokenizer(folder)
+
+
+def test_equals_transformers(tmp_path):
+    model = encoder()
+    export_encoder(model, TOKENIZER.special, tmp_path, TOKENIZER.save)
+    theirs, tokenizer = AutoModelForMaskedLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    text = "the [MASK] sat on [MASK] mat"
+    filled = fill(model.train(), TOKENIZER, text, top_k=200)
+    assert model.training
+    inputs = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(**inputs).logits[0]
+    where = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+    assert [mask.index for mask in filled.masks] == where
+    logits[:, list(TOKENIZER.special.ids)] = float("-inf")
+    logits[:, TOKENIZER.special.num_tokens :] = float("-inf")  # rows that only fill the vocabulary up
+    for mask, row in zip(filled.masks, logits[where].softmax(-1), strict=True):
+        got = torch.zeros(len(logits[0]))
+        for candidate in mask.candidates:
+            got[candidate.id] = candidate.probability
+        torch.testing.assert_close(got, torch.where(got > 0, row, 0.0), atol=1e-5, rtol=1e-3)
+        assert not {c.id for c in mask.candidates} & set(TOKENIZER.special.ids)
+        assert [c.probability for c in mask.candidates] == sorted(
+            (c.probability for c in mask.candidates), reverse=True
+        )
+
+
+def test_the_blank_before_a_mask_is_not_counted_twice(tmp_path):
+    TOKENIZER.save(tmp_path)
+    other = without_lstrip(tmp_path)
+    model, text = encoder(), "the [MASK] sat"
+    assert fill(model, other, text).masks == fill(model, TOKENIZER, text).masks
+    assert fill(model, other, "the[MASK] sat").masks == fill(model, TOKENIZER, "the[MASK] sat").masks
+
+
+def test_candidates_are_written_as_a_reader_would():
+    candidates = fill(encoder(), TOKENIZER, "the [MASK] sat", top_k=200).masks[0].candidates
+    words = {c.token for c in candidates}
+    assert "the" in words and not any(word != word.strip() for word in words) and all(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "top_k", "message"),
+    [
+        ("no gap", 5, r"no mask in 'no gap'; write \[MASK\] where a word is to be found"),
+        ("a [MASK]", 0, "--top-k 0 is outside 1 to 2"),
+        ("a [MASK]", 10**6, "--top-k 1000000 is outside 1 to"),
+        ("[MASK] " * 70, 5, "exceeds max_position_embeddings 64"),
+    ],
+)
+def test_errors(text, top_k, message):
+    with pytest.raises(ValueError, match=message):
+        fill(encoder(), TOKENIZER, text, top_k=top_k)

@@ -1,0 +1,106 @@
+"""Masking and loss of a pack: per piece, whatever the packing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlm_pytorch.data.packing import build_pack
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.packs import PackMasker, pack_logits, pack_loss
+from mlm_pytorch.tokens import SpecialTokens
+
+SPECIAL = SpecialTokens(40, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
+
+
+class Store:
+    special = SPECIAL
+
+    def __init__(self, lengths):
+        generator = np.random.default_rng(0)
+        self.pieces = [generator.integers(5, 40, n).astype(np.uint16) for n in lengths]
+
+    def piece(self, index):
+        return self.pieces[index]
+
+    def lengths(self, indices):
+        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
+
+    def __len__(self):
+        return len(self.pieces)
+
+
+def masks_by_piece(pack, masked):
+    """What was selected in each piece, as positions within it, and what the model sees there."""
+    borders, found = pack.cu_seqlens, {}
+    for start, end, piece in zip(borders[:-1], borders[1:], pack.pieces, strict=True):
+        here = (masked.positions >= start) & (masked.positions < end)
+        where = masked.positions[here]
+        found[int(piece)] = ((where - start).tolist(), masked.input_ids[where].tolist(), masked.labels[here].tolist())
+    return found
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    st.integers(0, 5),
+    st.integers(10_000, 1_000_000),
+    st.randoms(),
+)
+def test_a_piece_has_the_same_mask_alone_and_in_any_pack(lengths, visit, rate, random):
+    store, masker = Store(lengths), PackMasker(SPECIAL, seed=9, replace_prob=0.9, random_token_prob=0.3)
+    indices = list(range(len(lengths)))
+    random.shuffle(indices)
+    visits = np.full(len(lengths), visit)
+    together = build_pack(store, np.array(indices), visits, sum(lengths) + 2 * len(lengths) + 5)
+    found = masks_by_piece(together, masker(together, rate))
+    assert found.pop(-1) == ([], [], []), "padding is never selected"
+    for index, length in enumerate(lengths):
+        alone = build_pack(store, np.array([index]), visits[:1], length + 2)
+        assert masks_by_piece(alone, masker(alone, rate))[index] == found[index]
+        positions, seen, labels = found[index]
+        assert len(positions) == math.ceil(rate * length / 1_000_000)
+        assert all(1 <= p <= length for p in positions), "the framing is never selected"
+        assert labels == [int(store.piece(index)[p - 1]) for p in positions]
+        assert not set(seen) & (set(SPECIAL.ids) - {SPECIAL.mask_token_id})
+
+
+def test_visits_and_seeds_draw_anew():
+    store = Store([30] * 3)
+    indices = np.arange(3)
+    found = []
+    for seed, visit in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        pack = build_pack(store, indices, np.full(3, visit), 96)
+        found.append(masks_by_piece(pack, PackMasker(SPECIAL, seed)(pack, 300_000)))
+    assert found[0] == found[3] and found[0] != found[1] and found[0] != found[2]
+
+
+def test_sparse_and_dense_logits_are_the_same():
+    torch.manual_seed(0)
+    model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, local_attention=8))
+    pack = build_pack(Store([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    masked = PackMasker(SPECIAL, 0)(pack, 300_000)
+    sparse, dense = pack_logits(model, find_head(model), masked), pack_logits(model, None, masked)
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+    loss_sum, count = pack_loss(model, find_head(model), masked)
+    expected = torch.nn.functional.cross_entropy(dense, masked.labels, reduction="sum")
+    assert float(loss_sum.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert int(count) == masked.num_targets == len(masked.labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_moving_to_cuda_keeps_everything():
+    pack = build_pack(Store([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    masked = PackMasker(SPECIAL, 0)(pack, 300_000)
+    moved = masked.to(torch.device("cuda"))
+    for name in ("input_ids", "cu_seqlens", "positions", "labels"):
+        assert torch.equal(getattr(moved, name).cpu(), getattr(masked, name))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="random_token_prob 0.5 exceeds replace_prob 0.2"):
+        pack = build_pack(Store([9]), np.arange(1), np.zeros(1, np.int64), 11)
+        PackMasker(SPECIAL, 0, replace_prob=0.2, random_token_prob=0.5)(pack, 150_000)
