@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the backend is chosen
+import matplotlib.pyplot as plt
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     arguments = parser.parse_args()
-    plt.rcParams |= {"svg.hashsalt": "mlm-pytorch", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams |= {"svg.hashsalt": "mlm-pytorch", "axes.spines.top": False, "axes.spines.right": False}
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     for run in arguments.runs:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

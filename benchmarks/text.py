@@ -1,8 +1,8 @@
 """Ten minutes on ten million words: `mlm train` from raw files to a Hugging Face model, scored from outside.
 
-Trains the `mini` preset on the mix10m corpus with its 16k tokenizer, then lets the corpus' own scorer, which knows nothing
-of this package, load the model through transformers and measure its loss on held-out text. Bar: 5.3 nats. For comparison:
-the Hugging Face Trainer reaches 7.53 in the same time on the same machine (`peer_hf.py` beside the scorer).
+Trains the `mini` preset on the mix10m corpus with its 16k tokenizer, then lets the corpus' own scorer, which knows
+nothing of this package, load the model through transformers and measure its loss on held-out text. Bar: 5.3 nats. For
+comparison: the Hugging Face Trainer reaches 7.53 in the same time on the same machine (`peer_hf.py` beside the scorer).
 
     python benchmarks/text.py                       # needs the folder `shared` beside the checkout
     python benchmarks/text.py --budget 2m --out runs/short

@@ -214,6 +214,12 @@ def test_mistakes_with_a_corpus(tmp_path):
 def test_mistakes_with_options(run, corpus, tmp_path):
     out = ("--out", tmp_path / "run")
     cases = [
+        (("train", corpus, "--budgit", "3"), "Missing from mlm train: --out PATH"),
+        (("tain",), "mlm --help"),
+        (("train", *out), "no corpus is named"),
+        (("prepare", *out), "no corpus is named"),
+        (("fill", run), "no text is given"),
+        (("evaluate",), "no model is named"),
         (("train", corpus, *out, "--budget", "soon"), "budget 'soon' cannot be read"),
         (("train", corpus, *out, "--tokenizer", tmp_path), "tokenizer"),
         (("train", corpus, *out, "--model", "enormous"), "--model 'enormous' is neither a preset"),

@@ -3,9 +3,12 @@
 Heavy modules are imported by the command that needs them, so that `mlm --help` answers soon.
 """
 
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Annotated
 
 import tyro
@@ -28,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Tokenizers start threads of their own; said here, they do not warn of every process that is forked afterwards.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            args=arguments,
-            prog="mlm",
-            description="Pretrain any encoder with masked language modelling.",
-            config=(tyro.conf.UseAppendAction,),
-        )
-        run(command)
+        run(parse(arguments))
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"mlm: {message}", file=sys.stderr)
@@ -43,6 +39,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("mlm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def parse(arguments: Sequence[str] | None) -> object:
+    """The command that the arguments ask for.
+
+    Raises:
+        ValueError: arguments that cannot be read; the parser frames its message in a box, here it is one line.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                Command,  # type: ignore[arg-type]
+                args=arguments,
+                prog="mlm",
+                description="Pretrain any encoder with masked language modelling.",
+                config=(tyro.conf.UseAppendAction,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise ValueError(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())) from None
 
 
 def run(command: object) -> None:

@@ -33,6 +33,8 @@ def _load(folder: Path) -> tuple[Encoder, Tokenizer]:
 def evaluate_command(config: EvaluateConfig) -> None:
     """`mlm evaluate`."""
 
+    if not config.models:
+        raise ValueError("no model is named; give run folders or Hugging Face folders")
     for folder in config.models:
         encoder, tokenizer = _load(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,6 +96,8 @@ def _declared_length(folder: Path) -> int:
 def fill_command(config: FillConfig) -> None:
     """`mlm fill`."""
 
+    if not config.texts:
+        raise ValueError("no text is given; write one with [MASK] where a word is to be found")
     encoder, tokenizer = _load(config.model)
     console = Console(highlight=False, markup=False)
     for text in config.texts:

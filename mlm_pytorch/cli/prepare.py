@@ -12,6 +12,8 @@ from mlm_pytorch.training.metrics import Display
 
 def prepare_command(config: PrepareConfig) -> None:
     """`mlm prepare`."""
+    if not config.corpus:
+        raise ValueError("no corpus is named; give files, globs, folders, or - for standard input")
     with Display() as display:
         report = prepare(
             config.corpus,

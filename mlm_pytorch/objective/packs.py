@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.masking import corrupt, hash_scores, select_tokens
+from mlm_pytorch.masking import corrupt, flat_scores, select_tokens
 from mlm_pytorch.objective.head import Head, logits_at
 from mlm_pytorch.objective.loss import cross_entropy
 from mlm_pytorch.tokens import SpecialTokens
@@ -42,11 +42,6 @@ class Pack(Protocol):
     @property
     def cu_seqlens(self) -> np.ndarray:
         """(D + 1,) int64 borders of the segments."""
-        ...
-
-    @property
-    def positions(self) -> np.ndarray:
-        """(T,) int64, restarting at 0 with each segment."""
         ...
 
     @property
@@ -115,14 +110,9 @@ class PackMasker:
     def __call__(self, pack: Pack, mask_prob: int) -> MaskedPack:
         """Mask a pack at a rate of `mask_prob` millionths: ceil(p n) of each piece's n maskable tokens."""
         input_ids = torch.from_numpy(pack.input_ids)
-        lengths = torch.from_numpy(pack.lengths)
         cu_seqlens = torch.from_numpy(pack.cu_seqlens)
-        positions = torch.from_numpy(pack.positions)
-        visits, pieces = (
-            torch.from_numpy(x).repeat_interleave(lengths, output_size=len(input_ids))
-            for x in (pack.visits, pack.pieces)
-        )
-        scores = hash_scores(self.seed, visits, pieces, positions)
+        visits, pieces = torch.from_numpy(pack.visits), torch.from_numpy(pack.pieces)
+        scores = flat_scores(self.seed, visits, pieces, cu_seqlens, num_tokens=len(input_ids))
         maskable = ~self._is_special[input_ids]
         selected = select_tokens(scores, input_ids, maskable, mask_prob, cu_seqlens=cu_seqlens)
         corrupted = corrupt(

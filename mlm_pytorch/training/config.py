@@ -91,6 +91,8 @@ class TrainConfig:
         Raises:
             ValueError: a value outside its range, or two that exclude each other.
         """
+        if not self.corpus:
+            raise ValueError("no corpus is named; give files, globs, folders, a store, or - for standard input")
         Budget.parse(self.budget)
         if Budget.parse(self.checkpoint_every).unit not in ("seconds", "steps"):
             raise ValueError(

@@ -40,8 +40,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalized Nesterov momentum with decoupled weight decay, scaled to the size of AdamW's updates.
 
     Args:
-        groups: parameter groups; all parameters are matrices. A group's `parts` says into how many equal matrices, along
-            the rows, each of its parameters falls (3 for Wqkv).
+        groups: parameter groups; all parameters are matrices. A group's `parts` says into how many equal matrices,
+            along the rows, each of its parameters falls (3 for Wqkv).
         lr: learning rate; the update's root mean square is 0.2 lr (Liu et al. 2025, arXiv 2502.16982, §2.2).
         weight_decay: decoupled.
         momentum: of the running mean of gradients.

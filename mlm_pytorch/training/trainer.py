@@ -189,6 +189,8 @@ class Trainer:
             return Batch(packs, self.reader.position)
 
         def work() -> None:
+            # One thread for this thread's own operations: a second team of them would fight the training's for cores.
+            torch.set_num_threads(1)
             step = first
             while not stop.is_set():
                 try:

@@ -101,6 +101,7 @@ def test_moving_to_cuda_keeps_everything():
 
 
 def test_errors():
+    pack = build_pack(Store([9]), np.arange(1), np.zeros(1, np.int64), 11)
+    masker = PackMasker(SPECIAL, 0, replace_prob=0.2, random_token_prob=0.5)
     with pytest.raises(ValueError, match="random_token_prob 0.5 exceeds replace_prob 0.2"):
-        pack = build_pack(Store([9]), np.arange(1), np.zeros(1, np.int64), 11)
-        PackMasker(SPECIAL, 0, replace_prob=0.2, random_token_prob=0.5)(pack, 150_000)
+        masker(pack, 150_000)

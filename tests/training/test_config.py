@@ -31,6 +31,7 @@ def test_differences_name_the_fields_and_let_some_change():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"corpus": ()}, "no corpus is named; give files"),
         ({"budget": "long"}, "budget 'long' cannot be read"),
         ({"checkpoint_every": "2epochs"}, "--checkpoint-every 2epochs is neither a time nor steps"),
         ({"mask_prob": 0.0}, r"--mask-prob 0.0 is outside \(0, 1\]"),

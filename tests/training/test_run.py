@@ -13,19 +13,26 @@ def config(out: Path, **changes) -> TrainConfig:
     return TrainConfig(**{"corpus": ("a.txt",), "out": out} | changes)
 
 
-def test_a_run_that_never_began_leaves_nothing(tmp_path):
-    out = tmp_path / "deep" / "run"
-    with pytest.raises(ValueError, match="a mistake"), run_folder(config(out)) as folder:
+def fail_inside(wanted: TrainConfig, error: Exception, *, after_begin: bool) -> None:
+    with run_folder(wanted) as folder:
         (folder / "store").mkdir()
         (folder / "store" / "train-00000.arrow").touch()
-        raise ValueError("a mistake")
+        if after_begin:
+            begin(folder, wanted)
+        raise error
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    out = tmp_path / "deep" / "run"
+    with pytest.raises(ValueError, match="a mistake"):
+        fail_inside(config(out), ValueError("a mistake"), after_begin=False)
     assert not out.exists()
 
 
 def test_a_run_that_began_stays_and_is_continued(tmp_path):
-    with pytest.raises(RuntimeError), run_folder(config(tmp_path)) as folder:
-        begin(folder, config(tmp_path))
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_inside(config(tmp_path), RuntimeError(), after_begin=True)
+    assert (tmp_path / "store").is_dir()
     with run_folder(config(tmp_path, budget="1h")):
         pass
     with (
