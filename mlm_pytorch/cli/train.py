@@ -10,7 +10,7 @@ from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer
-from mlm_pytorch.encoder import PRESETS, Encoder, num_parameters, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
 from mlm_pytorch.evaluation import MaskedResult, masked_loss
 from mlm_pytorch.huggingface import check_export, export_encoder, load_encoder, model_folder
 from mlm_pytorch.objective.packs import PackMasker
@@ -52,12 +52,12 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
 
     def evaluate(model: torch.nn.Module) -> MaskedResult:
         assert valid is not None
-        packs = sequential_packs(valid, config.pack_tokens, VALID_PIECES)
+        packs = sequential_packs(valid, _pack_tokens(config), VALID_PIECES)
         return masked_loss(model, packs, special, autocast=trainer.autocast)
 
     trainer = Trainer(
         encoder,
-        Reader(store, config.pack_tokens, seed=config.seed, longest=store.seq_len),
+        Reader(store, _pack_tokens(config), seed=config.seed, longest=store.seq_len),
         config,
         folder,
         masker=PackMasker(special, config.seed, config.replace_prob, config.random_token_prob),
@@ -94,14 +94,14 @@ def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
     own = folder / STORE
     if (folder / CONFIG).is_file():
         return own
-    seq_len = config.seq_len or PRESETS[config.model if config.model in PRESETS else "base"].seq_len
+    seq_len = config.seq_len or _recipe(config).seq_len
     tokenizer = config.tokenizer
     if config.model in PRESETS:
         longest = PRESETS[config.model].max_position_embeddings
     else:
         longest = load_encoder(Path(config.model)).config.max_position_embeddings
         tokenizer = tokenizer or model_folder(Path(config.model))
-    _check_lengths(seq_len, longest, config.pack_tokens)  # before an hour is spent on tokenizing
+    _check_lengths(seq_len, longest, _pack_tokens(config))  # before an hour is spent on tokenizing
     report = prepare(
         config.corpus,
         own,
@@ -116,6 +116,15 @@ def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
     )
     display.say(described(report))
     return own
+
+
+def _recipe(config: TrainConfig) -> Preset:
+    """What a preset is trained at; a model from a folder, of whatever size, is trained like `base`."""
+    return PRESETS[config.model if config.model in PRESETS else "base"]
+
+
+def _pack_tokens(config: TrainConfig) -> int:
+    return config.pack_tokens or max(_recipe(config).pack_tokens, config.seq_len or 0)
 
 
 def _check_lengths(seq_len: int, longest: int, pack_tokens: int) -> None:
@@ -144,5 +153,5 @@ def _encoder(config: TrainConfig, store: TokenStore, checkpoint: Path | None) ->
         encoder = load_encoder(source)
         if load_tokenizer(model_folder(source)).fingerprint != store.tokenizer_fingerprint:
             raise ValueError(f"the tokenizer of {source} is not the store's; pass --tokenizer {source}")
-    _check_lengths(store.seq_len, encoder.config.max_position_embeddings, config.pack_tokens)
+    _check_lengths(store.seq_len, encoder.config.max_position_embeddings, _pack_tokens(config))
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu")

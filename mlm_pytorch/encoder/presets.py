@@ -7,29 +7,41 @@ from mlm_pytorch.encoder.encoder import EncoderConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Width and depth of an encoder; the vocabulary comes from the tokenizer.
+    """The shape of an encoder, and what it is trained at unless other values are asked for.
 
-    `seq_len` is the piece length that it is trained at unless another is asked for.
+    Attributes:
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: as in `EncoderConfig`.
+        global_attn_every_n_layers: 1 attends to the whole piece in every layer.
+        max_position_embeddings: the longest piece that the model may ever see.
+        initializer_range: standard deviation of the first weights; narrow models start wider.
+        seq_len: longest piece in training.
+        pack_tokens: tokens of a pack.
     """
 
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    global_attn_every_n_layers: int = 3
-    max_position_embeddings: int = 8192
-    seq_len: int = 1024
+    global_attn_every_n_layers: int = 1
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.05
+    seq_len: int = 256
+    pack_tokens: int = 2048
 
 
-# The three small ones attend to the whole piece in every layer: at the lengths they are trained on, a window of 128
-# saves nothing. `base` and `large` are ModernBERT's.
+_MODERNBERT = {"global_attn_every_n_layers": 3, "max_position_embeddings": 8192, "initializer_range": 0.02}
+_MODERNBERT |= {"seq_len": 1024, "pack_tokens": 8192}
+
+# The small ones attend to the whole piece in every layer: at the lengths they are trained on, a window of 128 saves
+# nothing. `base` and `large` are ModernBERT's.
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(192, 512, 3, 3, global_attn_every_n_layers=1, max_position_embeddings=2048, seq_len=256),
-    "mini": Preset(256, 704, 4, 4, global_attn_every_n_layers=1, max_position_embeddings=2048, seq_len=256),
-    "small": Preset(512, 1408, 6, 8, global_attn_every_n_layers=1, max_position_embeddings=2048, seq_len=256),
-    "base": Preset(768, 1152, 22, 12),
-    "large": Preset(1024, 2624, 28, 16),
+    "tiny": Preset(192, 512, 3, 3),
+    "mini": Preset(256, 704, 4, 4),
+    "small": Preset(512, 1408, 6, 8, initializer_range=0.04, pack_tokens=4096),
+    "base": Preset(768, 1152, 22, 12, **_MODERNBERT),
+    "large": Preset(1024, 2624, 28, 16, **_MODERNBERT),
 }
+_TRAINED_AT = ("seq_len", "pack_tokens")  # fields that are not part of the model
 
 
 def preset(name: str, *, vocab_size: int, pad_token_id: int = 0) -> EncoderConfig:
@@ -48,7 +60,7 @@ def preset(name: str, *, vocab_size: int, pad_token_id: int = 0) -> EncoderConfi
     return EncoderConfig(
         vocab_size=-(-vocab_size // 64) * 64,
         pad_token_id=pad_token_id,
-        **{k: v for k, v in vars(shape).items() if k != "seq_len"},
+        **{k: v for k, v in vars(shape).items() if k not in _TRAINED_AT},
     )
 
 

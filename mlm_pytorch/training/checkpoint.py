@@ -69,7 +69,8 @@ def save_checkpoint(
     """
     final = run / "checkpoints" / f"step-{step}"
     partial = final.with_name(f".step-{step}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left_by_a_kill in final.parent.glob(".step-*.partial"):
+        shutil.rmtree(left_by_a_kill)
     try:
         partial.mkdir(parents=True)
         export(partial / "model")

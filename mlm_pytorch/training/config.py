@@ -46,8 +46,8 @@ class TrainConfig:
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What to do with bytes that are not UTF-8: stop, or read them as U+FFFD."""
 
-    pack_tokens: int = 4096
-    """Tokens of one pack of whole pieces."""
+    pack_tokens: int | None = None
+    """Tokens of one pack of whole pieces. By default the preset's."""
     packs_per_step: int = 1
     """Packs of one optimizer step."""
     mask_prob: float = 0.30

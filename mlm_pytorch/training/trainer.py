@@ -140,6 +140,7 @@ class Trainer:
         self._position = reader.position
         self._recent: deque[float] = deque(maxlen=100)
         self._last_evaluated = -1
+        self._saved_step = -1
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -154,12 +155,18 @@ class Trainer:
         self.reader.restore(state["reader"])
         self._position = self.reader.position
         saved = Progress(**state["progress"])
-        self.progress = replace(saved, total_steps=self.progress.total_steps or saved.total_steps)
+        total_steps = self.progress.total_steps
+        if self.budget.unit == "seconds":  # at the pace so far; the budget may be a longer one than before
+            total_steps = max(saved.step, round(saved.step * self.budget.amount / saved.seconds)) if saved.step else 0
+        self.progress = replace(saved, total_steps=total_steps)
+        self._saved_step = saved.step
         self._metrics_bytes = state["metrics_bytes"]
         self._last_evaluated = state["last_evaluated"]
 
     def checkpoint(self) -> None:
-        """Save everything that the next sitting needs."""
+        """Save everything that the next sitting needs, unless this step is saved already."""
+        if self._saved_step == self.progress.step:
+            return
         assert self.metrics is not None
         state = {
             "progress": vars(self.progress),
@@ -175,6 +182,7 @@ class Trainer:
             state=state,
             keep=self.config.keep,
         )
+        self._saved_step = self.progress.step
 
     # -------------------------------------------------------------------------------------------------- data
 

@@ -65,6 +65,12 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, file):
     assert damage(tmp_path / "checkpoints/step-2") == f"{file} is missing"
 
 
+def test_what_a_kill_left_is_cleared(tmp_path):
+    (tmp_path / "checkpoints/.step-7.partial/model").mkdir(parents=True)
+    save(tmp_path, 8)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-8"]
+
+
 def test_all_damaged_is_an_error(tmp_path):
     (save(tmp_path, 1) / "state.json").unlink()
     with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete the folder to start anew"):
