@@ -3,7 +3,7 @@
 Each side runs in a process of its own, the sides take turns, and the median of the runs counts. The seed's package has
 our import name, so it is installed into a directory of its own.
 
-    python benchmarks/seed.py                     # three runs of everything; writes benchmarks/results/seed.json
+    python benchmarks/seed.py                     # three runs of everything; writes results/seed_NAME.json
     python benchmarks/seed.py readme --runs 1 --steps 2
 """
 
@@ -191,11 +191,11 @@ def main() -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, SEED]
         subprocess.run(pip, check=True)
         results = {name: compare(name, args.runs, args.steps, Path(folder)) for name in chosen}
-    if chosen == list(COMPARISONS):
-        from machine import versions, write_result
+    from machine import versions, write_result
 
-        packages = versions("torch", "transformers", "x-transformers")
-        write_result("seed", {"seed": SEED, "runs": args.runs, "steps": args.steps, "versions": packages} | results)
+    facts = {"seed": SEED, "steps": args.steps, "versions": versions("torch", "transformers", "x-transformers")}
+    for name, result in results.items():
+        write_result(f"seed_{name}", facts | result)
 
 
 if __name__ == "__main__":

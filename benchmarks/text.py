@@ -42,7 +42,7 @@ def main() -> None:
     steps = [line for line in lines if "loss" in line]
     scored = json.loads(done.stdout.splitlines()[-1])
     result = {
-        "command": "mlm " + " ".join(train),
+        "command": "mlm " + " ".join(word.replace(f"{corpus}/", "") for word in train if word != str(out)),
         "masked_loss": scored,
         "bar_nats": BAR_NATS,
         "parameters_millions": round(weights / 4e6, 2),

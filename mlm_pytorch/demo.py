@@ -46,7 +46,7 @@ def demo(out: Path, budget: str) -> None:
     fill_command(FillConfig(out, EXAMPLES, top_k=3))
     print(
         "\nNext:\n"
-        f'  mlm fill {out} "import [MASK]"                      try your own\n'
-        "  mlm train corpus.jsonl.gz --out runs/mine --budget 20m   your own corpus\n"
-        f"  transformers: AutoModelForMaskedLM.from_pretrained('{out}/model')"
+        f'  mlm fill {out} "import [MASK]"\n'
+        "  mlm train corpus.jsonl.gz --out runs/mine --budget 20m\n"
+        f"  AutoModelForMaskedLM.from_pretrained('{out}/model')      in Python, with transformers"
     )

@@ -24,6 +24,8 @@ from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.run import CONFIG, STORE
 from mlm_pytorch.training.trainer import native_precision
 
+EVALUATION_PACK = 4096  # tokens computed at a time
+
 
 def _load(folder: Path) -> tuple[Encoder, Tokenizer]:
     """The model and tokenizer of a run, or of a Hugging Face folder."""
@@ -32,41 +34,29 @@ def _load(folder: Path) -> tuple[Encoder, Tokenizer]:
 
 def evaluate_command(config: EvaluateConfig) -> None:
     """`mlm evaluate`."""
-
     if not config.models:
         raise ValueError("no model is named; give run folders or Hugging Face folders")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for folder in config.models:
         encoder, tokenizer = _load(folder)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with tempfile.TemporaryDirectory() as scratch, Display() as display:
             if config.data:
-                report = prepare(
-                    config.data,
-                    Path(scratch) / "store",
-                    tokenizer=tokenizer,
-                    seq_len=min(config.seq_len or _declared_length(folder), encoder.config.max_position_embeddings),
-                    valid_share=0.0,
-                    column=config.column,
-                    progress=show_preparing(display),
-                )
-                store = TokenStore.open(report.out)
+                length = min(config.seq_len or _declared_length(folder), encoder.config.max_position_embeddings)
+                store = _prepare_evaluation(config, Path(scratch) / "store", tokenizer, length, display)
             else:
-                valid = held_out(_run_store(folder))
-                if valid is None:
-                    raise ValueError(f"{folder} held nothing out; name a corpus with --data")
-                store = valid
-            total = store.num_tokens
+                store = _own_held_out(folder)
 
-            def progress(done: int, display: Display = display, total: int = total) -> None:
+            def show(done: int, display: Display = display, total: int = store.num_tokens) -> None:
                 display.show("evaluating", min(1.0, done / total), f"{done:,} tokens")
 
+            packs = sequential_packs(store, max(EVALUATION_PACK, store.seq_len))
             result = masked_loss(
                 encoder.to(device),
-                sequential_packs(store, max(4096, store.seq_len)),
+                packs,
                 store.special,
                 mask_prob=config.mask_prob,
                 autocast=native_precision(device),
-                progress=progress,
+                progress=show,
             )
         if config.json:
             print(json.dumps({"model": str(folder), **asdict(result)}))
@@ -75,6 +65,21 @@ def evaluate_command(config: EvaluateConfig) -> None:
                 f"{folder}: loss {result.loss:.4f} nats per token, accuracy {100 * result.accuracy:.2f}%, "
                 f"{result.num_targets:,} predicted of {result.num_tokens:,} tokens"
             )
+
+
+def _prepare_evaluation(
+    config: EvaluateConfig, out: Path, tokenizer: Tokenizer, seq_len: int, display: Display
+) -> TokenStore:
+    options = {"valid_share": 0.0, "column": config.column, "progress": show_preparing(display)}
+    prepare(config.data, out, tokenizer=tokenizer, seq_len=seq_len, **options)
+    return TokenStore.open(out)
+
+
+def _own_held_out(folder: Path) -> TokenStore:
+    store = held_out(_run_store(folder))
+    if store is None:
+        raise ValueError(f"{folder} held nothing out; name a corpus with --data")
+    return store
 
 
 def _run_store(folder: Path) -> Path:

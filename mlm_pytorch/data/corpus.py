@@ -360,7 +360,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     known: list[Path] = []
     unknown: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
             path = Path(parent, name)
             if not name.startswith(".") and path.is_file():

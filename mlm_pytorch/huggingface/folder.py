@@ -100,8 +100,15 @@ def check_export(encoder: Encoder, special: SpecialTokens, folder: Path, *, tole
         ValueError: missing or unexpected weights, logits that differ by more than `tolerance` or are not finite.
     """
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
 
-    loaded, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes a moment; a bar would only clutter the console
+    try:
+        loaded, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     strange = {
         key: sorted(report[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]
     }

@@ -140,6 +140,7 @@ class Trainer:
         self._position = reader.position
         self._recent: deque[float] = deque(maxlen=100)
         self._last_evaluated = -1
+        self._evaluations = 0  # how many of the planned ones are behind us
         self._saved_step = -1
 
     # ------------------------------------------------------------------------------------------------ state
@@ -161,7 +162,7 @@ class Trainer:
         self.progress = replace(saved, total_steps=total_steps)
         self._saved_step = saved.step
         self._metrics_bytes = state["metrics_bytes"]
-        self._last_evaluated = state["last_evaluated"]
+        self._last_evaluated, self._evaluations = state["last_evaluated"], state["evaluations"]
 
     def checkpoint(self) -> None:
         """Save everything that the next sitting needs, unless this step is saved already."""
@@ -173,6 +174,7 @@ class Trainer:
             "reader": self._position.to_json(),
             "metrics_bytes": self.metrics.flush(),
             "last_evaluated": self._last_evaluated,
+            "evaluations": self._evaluations,
         }
         save_checkpoint(
             self.folder,
@@ -353,16 +355,14 @@ class Trainer:
         batches.close()  # type: ignore[attr-defined]
 
     def _evaluation_due(self) -> bool:
-        parts = self.config.evaluations
-        return bool(parts) and int(self.progress.share * parts) > int(
-            self._last_evaluated / self.progress.total_steps * parts
-        )
+        return int(self.progress.share * self.config.evaluations) > self._evaluations
 
     def _evaluate(self) -> None:
         if self.evaluate is None or self._last_evaluated == self.progress.step:
             return
         score = self.evaluate(self.model)
         self._last_evaluated = self.progress.step
+        self._evaluations = int(self.progress.share * self.config.evaluations)
         assert self.metrics is not None
         self.metrics.write(step=self.progress.step, valid_loss=score.loss, valid_accuracy=score.accuracy)
         self.display.say(
