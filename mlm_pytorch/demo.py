@@ -35,7 +35,7 @@ def demo(out: Path, budget: str) -> None:
         out=out,
         budget=budget,
         model="tiny",
-        vocab_size=6144,
+        vocab_size=4096,
         seq_len=128,
         split_text="paragraph",
         pack_tokens=2048,

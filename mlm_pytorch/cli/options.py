@@ -98,5 +98,5 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Folder of the run."""
-    budget: str = "105s"
+    budget: str = "130s"
     """How long to train."""
