@@ -97,7 +97,10 @@ class Trainer:
         reader: packs in training order.
         config: the recipe.
         folder: the run's folder, for checkpoints and metrics.
-        special_masker: masks the packs.
+        masker: masks the packs.
+        lr: peak learning rate.
+        packs_per_step: packs of one optimizer step.
+        tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
         export: writes the model in Hugging Face format into a folder.
         display: the console.
@@ -149,7 +152,7 @@ class Trainer:
         """Continue from a checkpoint whose weights the model already holds.
 
         Raises:
-            ValueError: a checkpoint of another shape, or a budget that is already spent.
+            ValueError: a checkpoint of another shape.
         """
         state, tensors = load_checkpoint(checkpoint)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
@@ -294,8 +297,8 @@ class Trainer:
         self.progress = replace(self.progress, total_steps=max(total, self.progress.step))
 
     def _finished(self) -> bool:
-        if self.budget.unit == "seconds" and self.progress.seconds >= self.budget.amount:
-            return True
+        if self.budget.unit == "seconds":  # the planned steps are a forecast; the clock decides
+            return self.progress.seconds >= self.budget.amount
         return bool(self.progress.total_steps) and self.progress.step >= self.progress.total_steps
 
     def _request_stop(self, number: int, _: FrameType | None) -> None:
@@ -338,9 +341,9 @@ class Trainer:
             self.progress = replace(self.progress, seconds=self.progress.seconds + now - mark)
             mark = now
             self._write(values, self._recent[-1])
+            self._replan()
             if now - shown_at >= LOG_SECONDS:
                 shown_at = now
-                self._replan()
                 self._show(values["loss"])
             if self._finished() or self.stop_requested:
                 break

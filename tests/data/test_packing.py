@@ -5,30 +5,12 @@ from itertools import count
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from list_store import SPECIAL, ListStore
 
 from mlm_pytorch.data.packing import LOOKAHEAD, Waiting, build_pack, sequential_packs, take_pack
 from mlm_pytorch.tokens import SpecialTokens
 
-SPECIAL = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
 UNFRAMED = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 4))
-
-
-class ListStore:
-    """The slow, obvious store: a list of pieces."""
-
-    def __init__(self, lengths: list[int], special: SpecialTokens = SPECIAL):
-        generator = np.random.default_rng(0)
-        self.special = special
-        self.pieces = [generator.integers(5, 100, n).astype(np.uint16) for n in lengths]
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def piece(self, index: int) -> np.ndarray:
-        return self.pieces[index]
-
-    def lengths(self, indices: np.ndarray) -> np.ndarray:
-        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
 
 
 def unpack(pack, special: SpecialTokens) -> dict[int, list[int]]:

@@ -2,9 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from list_store import SPECIAL, ListStore
 from torch import nn
 
 from mlm_pytorch.data.packing import sequential_packs
@@ -12,26 +12,7 @@ from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import masked_loss
 from mlm_pytorch.evaluation.masked import EVALUATION_SEED
 from mlm_pytorch.objective.packs import PackMasker
-from mlm_pytorch.tokens import IGNORE_INDEX, SpecialTokens
-
-SPECIAL = SpecialTokens(40, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
-
-
-class Store:
-    special = SPECIAL
-
-    def __init__(self, lengths):
-        generator = np.random.default_rng(0)
-        self.pieces = [generator.integers(5, 40, n).astype(np.uint16) for n in lengths]
-
-    def __len__(self):
-        return len(self.pieces)
-
-    def piece(self, index):
-        return self.pieces[index]
-
-    def lengths(self, indices):
-        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
+from mlm_pytorch.tokens import IGNORE_INDEX
 
 
 def encoder() -> Encoder:
@@ -40,7 +21,7 @@ def encoder() -> Encoder:
 
 
 def test_equals_the_dense_reference_and_does_not_depend_on_packing():
-    store, model = Store([5, 30, 7, 7, 1, 19]), encoder().train()
+    store, model = ListStore([5, 30, 7, 7, 1, 19]), encoder().train()
     results = [masked_loss(model, sequential_packs(store, capacity), SPECIAL) for capacity in (32, 50, 500)]
     assert model.training
     assert len({r.num_targets for r in results}) == 1 and results[0].num_tokens == sum([5, 30, 7, 7, 1, 19]) + 12
@@ -62,7 +43,7 @@ def test_equals_the_dense_reference_and_does_not_depend_on_packing():
 
 
 def test_progress_and_errors():
-    store, seen = Store([5, 30]), []
+    store, seen = ListStore([5, 30]), []
     masked_loss(encoder(), sequential_packs(store, 35), SPECIAL, progress=seen.append)
     assert seen == [7, 39]
     with pytest.raises(ValueError, match="holds no token to predict"):

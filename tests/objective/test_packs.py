@@ -7,31 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from list_store import SPECIAL, ListStore
 
 from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_logits, pack_loss
-from mlm_pytorch.tokens import SpecialTokens
-
-SPECIAL = SpecialTokens(40, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
-
-
-class Store:
-    special = SPECIAL
-
-    def __init__(self, lengths):
-        generator = np.random.default_rng(0)
-        self.pieces = [generator.integers(5, 40, n).astype(np.uint16) for n in lengths]
-
-    def piece(self, index):
-        return self.pieces[index]
-
-    def lengths(self, indices):
-        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
-
-    def __len__(self):
-        return len(self.pieces)
 
 
 def masks_by_piece(pack, masked):
@@ -51,7 +32,7 @@ def masks_by_piece(pack, masked):
     st.randoms(),
 )
 def test_a_piece_has_the_same_mask_alone_and_in_any_pack(lengths, visit, rate, random):
-    store, masker = Store(lengths), PackMasker(SPECIAL, seed=9, replace_prob=0.9, random_token_prob=0.3)
+    store, masker = ListStore(lengths), PackMasker(SPECIAL, seed=9, replace_prob=0.9, random_token_prob=0.3)
     indices = list(range(len(lengths)))
     random.shuffle(indices)
     visits = np.full(len(lengths), visit)
@@ -69,7 +50,7 @@ def test_a_piece_has_the_same_mask_alone_and_in_any_pack(lengths, visit, rate, r
 
 
 def test_visits_and_seeds_draw_anew():
-    store = Store([30] * 3)
+    store = ListStore([30] * 3)
     indices = np.arange(3)
     found = []
     for seed, visit in ((0, 0), (0, 1), (1, 0), (0, 0)):
@@ -81,7 +62,7 @@ def test_visits_and_seeds_draw_anew():
 def test_sparse_and_dense_logits_are_the_same():
     torch.manual_seed(0)
     model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, local_attention=8))
-    pack = build_pack(Store([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    pack = build_pack(ListStore([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
     masked = PackMasker(SPECIAL, 0)(pack, 300_000)
     sparse, dense = pack_logits(model, find_head(model), masked), pack_logits(model, None, masked)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
@@ -93,7 +74,7 @@ def test_sparse_and_dense_logits_are_the_same():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_moving_to_cuda_keeps_everything():
-    pack = build_pack(Store([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    pack = build_pack(ListStore([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
     masked = PackMasker(SPECIAL, 0)(pack, 300_000)
     moved = masked.to(torch.device("cuda"))
     for name in ("input_ids", "cu_seqlens", "positions", "labels"):
@@ -101,7 +82,7 @@ def test_moving_to_cuda_keeps_everything():
 
 
 def test_errors():
-    pack = build_pack(Store([9]), np.arange(1), np.zeros(1, np.int64), 11)
+    pack = build_pack(ListStore([9]), np.arange(1), np.zeros(1, np.int64), 11)
     masker = PackMasker(SPECIAL, 0, replace_prob=0.2, random_token_prob=0.5)
     with pytest.raises(ValueError, match="random_token_prob 0.5 exceeds replace_prob 0.2"):
         masker(pack, 150_000)

@@ -7,37 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from list_store import SPECIAL, ListStore
 
 from mlm_pytorch.data.batches import Reader
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.packs import PackMasker, pack_logits
-from mlm_pytorch.tokens import SpecialTokens
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.metrics import Display, read_metrics
 from mlm_pytorch.training.trainer import Trainer
 
-SPECIAL = SpecialTokens(40, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
 
-
-class CountingStore:
+class CountingStore(ListStore):
     """Pieces that count upwards by one: easy to learn."""
 
-    special = SPECIAL
-
     def __init__(self, num_pieces: int = 200):
+        self.special = SPECIAL
         generator = np.random.default_rng(0)
         starts, lengths = generator.integers(5, 20, num_pieces), generator.integers(4, 20, num_pieces)
         self.pieces = [np.arange(s, s + n, dtype=np.uint16) for s, n in zip(starts, lengths, strict=True)]
-
-    def __len__(self):
-        return len(self.pieces)
-
-    def piece(self, index):
-        return self.pieces[index]
-
-    def lengths(self, indices):
-        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
 
 
 class Score:
