@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mlm_pytorch.data.lines import (
     CHUNK_BYTES,
     COMPRESSION_SUFFIXES,
@@ -62,10 +64,11 @@ RECORD_BATCH_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of the corpus, as the file has it (line ends are line feeds; nothing is stripped)."""
+    """One text, as the file has it (line ends are line feeds; nothing is stripped), or one sequence of ids."""
 
-    text: str
+    text: str  # "" where there are ids
     source: str | None  # the record's "source" field if there is one, else the file's name
+    ids: np.ndarray | None = None  # (length,) int64, never negative: a sequence that is token ids already
 
 
 @dataclass(frozen=True)
