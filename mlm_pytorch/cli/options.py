@@ -2,38 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from mlm_pytorch.data.options import CorpusOptions
+
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(CorpusOptions):
     """Tokenize a corpus into a store, once, for many runs.
 
     Example: mlm prepare corpus.jsonl.gz --out stores/mine
     """
 
-    corpus: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files, globs, folders, or - for standard input."""
-    out: Path
+    corpus: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Files, globs, folders, addresses (hf://, s3://, …), or - for standard input."""
+    out: Path | None = None
     """Folder of the store."""
-    valid: tuple[str, ...] = ()
-    """Held-out files. By default a share of the corpus is held out."""
-    tokenizer: Path | None = None
-    """Folder of a Hugging Face tokenizer. By default one is trained on the corpus."""
-    vocab_size: int | None = None
-    """Entries of the tokenizer that is trained. By default chosen by the size of the corpus."""
     seq_len: int = 512
     """Longest piece in tokens, special tokens included; longer documents are split."""
-    column: str | None = None
-    """Field that holds the text in JSON lines and Parquet. By default found."""
-    split_text: Literal["line", "paragraph", "file"] | None = None
-    """What a document is in text files. By default a line in .txt files, the file in source code."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8: stop, or read them as U+FFFD."""
-    workers: int | None = None
-    """Threads that tokenize. By default one per core."""
+    verify: Path | None = None
+    """Instead of preparing: read a store whole, and say whether every byte is as written."""
     json: bool = False
     """Print the report as JSON."""
 

@@ -1,13 +1,14 @@
 """`mlm train`: put the rooms together, a store, an encoder, and the loop that brings them to each other."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
-from mlm_pytorch.cli.prepare import described, show_preparing
+from mlm_pytorch.cli.prepare import described, prepare_corpus
 from mlm_pytorch.data.batches import Reader, count_tokens
+from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.packing import sequential_packs
-from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer
 from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
@@ -82,10 +83,11 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
 
 def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
     """The store to train on: the one named, the run's own, or one prepared now."""
-    named = Path(config.corpus[0])
+    named = Path(config.corpus[0]) if config.corpus else folder
     if len(config.corpus) == 1 and (named / MANIFEST).is_file():
-        for option in ("tokenizer", "vocab_size", "seq_len", "valid", "column", "split_text"):
-            if getattr(config, option):
+        untouched = CorpusOptions()
+        for option in ("seq_len", *(field.name for field in dataclasses.fields(CorpusOptions))):
+            if getattr(config, option) != getattr(untouched, option, None):
                 raise ValueError(
                     f"--{option.replace('_', '-')} is settled by the store {named}; "
                     "leave it out, or prepare another store"
@@ -95,26 +97,14 @@ def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
     if (folder / CONFIG).is_file():
         return own
     seq_len = config.seq_len or _recipe(config).seq_len
-    tokenizer = config.tokenizer
+    tokenizer = None
     if config.model in PRESETS:
         longest = PRESETS[config.model].max_position_embeddings
     else:
         longest = load_encoder(Path(config.model)).config.max_position_embeddings
-        tokenizer = tokenizer or model_folder(Path(config.model))
+        tokenizer = model_folder(Path(config.model))
     _check_lengths(seq_len, longest, _pack_tokens(config))  # before an hour is spent on tokenizing
-    report = prepare(
-        config.corpus,
-        own,
-        tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-        vocab_size=config.vocab_size,
-        seq_len=seq_len,
-        valid=config.valid or None,
-        column=config.column,
-        split_text=config.split_text,
-        encoding_errors=config.encoding_errors,
-        progress=show_preparing(display),
-    )
-    display.say(described(report))
+    display.say(described(prepare_corpus(config, config.corpus, own, seq_len, display, tokenizer)))
     return own
 
 

@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 import tyro
 import yaml
 
+from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.training.schedule import Budget
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
-MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors"})
+MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CorpusOptions):
     """Pretrain an encoder on a corpus.
 
     Example: mlm train corpus.jsonl.gz --out runs/mine --budget 20m
@@ -29,27 +30,17 @@ class TrainConfig:
     """Folder of the run. The same command on the same folder continues it."""
     budget: str = "20m"
     """How long to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
-    valid: tuple[str, ...] = ()
-    """Held-out files for the loss during training. By default a share of the corpus is held out."""
-    tokenizer: Path | None = None
-    """Folder of a Hugging Face tokenizer. By default one is trained on the corpus."""
-    vocab_size: int | None = None
-    """Entries of the tokenizer that is trained. By default chosen by the size of the corpus."""
     model: str = "mini"
     """A preset (tiny, mini, small, base, large) or the folder of a ModernBERT model to continue from."""
     seq_len: int | None = None
     """Longest piece in tokens; longer documents are split. By default the preset's."""
-    column: str | None = None
-    """Field that holds the text in JSON lines and Parquet. By default found."""
-    split_text: Literal["line", "paragraph", "file"] | None = None
-    """What a document is in text files. By default a line in .txt files, the file in source code."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8: stop, or read them as U+FFFD."""
 
     pack_tokens: int | None = None
     """Tokens of one pack of whole pieces. By default the preset's."""
     packs_per_step: int = 1
     """Packs of one optimizer step."""
+    selection: Literal["tokens", "words", "spans", "ngrams", "balanced"] = "tokens"
+    """What is predicted together: single tokens, whole words, spans, n-grams of words, or each token in its turn."""
     mask_prob: float = 0.30
     """Share of tokens to predict at the start."""
     mask_prob_end: float = 0.15
@@ -91,7 +82,7 @@ class TrainConfig:
         Raises:
             ValueError: a value outside its range, or two that exclude each other.
         """
-        if not self.corpus:
+        if not self.corpus and not self.mix:
             raise ValueError("no corpus is named; give files, globs, folders, a store, or - for standard input")
         Budget.parse(self.budget)
         if Budget.parse(self.checkpoint_every).unit not in ("seconds", "steps"):
