@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_pytorch.data import prepare as module
+from mlm_pytorch.data import encode, holdout
 from mlm_pytorch.data import store as store_module
 from mlm_pytorch.data.prepare import PrepareProgress, prepare
 from mlm_pytorch.data.store import TokenStore
@@ -77,7 +77,7 @@ def test_every_token_of_every_document_exactly_once(tokenizer, tmp_path_factory,
     corpus = write_jsonl(folder / "a.jsonl", texts)
     kept = [text for text in texts if text.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH_CHARACTERS", batch)
+        patch.setattr(encode, "BATCH_CHARACTERS", batch)
         options = {"tokenizer": tokenizer, "seq_len": seq_len, "workers": workers, "valid_share": 0}
         if not kept:
             with pytest.raises(ValueError, match="holds no text"):
@@ -124,8 +124,8 @@ def test_report_and_store(tokenizer, tmp_path):
 
 
 def test_the_same_bytes_however_many_workers(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(module, "MAX_VALID_DOCUMENTS", 5)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(holdout, "MAX_VALID_DOCUMENTS", 5)
     corpus = write_jsonl(tmp_path / "a.jsonl", sentences(300))
     for workers in (1, 3):
         prepare([corpus], tmp_path / f"store{workers}", tokenizer=tokenizer, workers=workers, valid_share=0.3)
@@ -163,7 +163,7 @@ def test_unknown_tokens_are_counted(tmp_path):
 
 
 def test_progress(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 5000)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 5000)
     corpus = tmp_path / "a.jsonl.gz"
     lines = "".join(json.dumps({"text": text}) + "\n" for text in sentences(3000))
     corpus.write_bytes(gzip.compress(lines.encode()))
@@ -229,9 +229,9 @@ def test_held_out_documents(tokenizer, tmp_path_factory, numbers, share, most, c
     texts = [f"cat {number}" for number in numbers]
     corpus = write_jsonl(folder / "a.jsonl", texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH_CHARACTERS", batch)
-        patch.setattr(module, "MAX_VALID_DOCUMENTS", most)
-        patch.setattr(module, "MAX_COPIES", copies)
+        patch.setattr(encode, "BATCH_CHARACTERS", batch)
+        patch.setattr(holdout, "MAX_VALID_DOCUMENTS", most)
+        patch.setattr(holdout, "MAX_COPIES", copies)
         prepare([corpus], folder / "store", tokenizer=tokenizer, valid_share=share)
     train, held = splits(folder / "store", tokenizer)
     assert Counter(train + held) == Counter(texts)  # nothing lost, nothing twice
@@ -247,12 +247,12 @@ def test_held_out_share_and_bound(tokenizer, tmp_path, monkeypatch):
     report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0.1)
     assert 0.08 < report.valid_share < 0.12
     assert 20 < prepare([corpus], tmp_path / "store", tokenizer=tokenizer).valid_documents < 60
-    monkeypatch.setattr(module, "MAX_VALID_DOCUMENTS", 100)
+    monkeypatch.setattr(holdout, "MAX_VALID_DOCUMENTS", 100)
     bounded = prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5)
     assert 40 < bounded.valid_documents <= 100
     numbers = [int(text.split()[3]) for text in splits(tmp_path / "bounded", tokenizer)[1]]
     assert max(numbers) > 3000  # not only the head
-    monkeypatch.setattr(module, "MAX_VALID_TOKENS", 500)
+    monkeypatch.setattr(holdout, "MAX_VALID_TOKENS", 500)
     assert prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5).valid_tokens <= 500
 
 
@@ -389,9 +389,10 @@ def test_interrupted_by_the_keyboard(tokenizer, tmp_path):
 
 KILLED = """
 import sys, time
-from mlm_pytorch.data import prepare as module, store
-store.SHARD_PIECES, module.BATCH_CHARACTERS = 50, 1000
-module.prepare([sys.argv[1]], sys.argv[2], progress=lambda state: time.sleep(0.05))
+from mlm_pytorch.data import encode, store
+from mlm_pytorch.data.prepare import prepare
+store.SHARD_PIECES, encode.BATCH_CHARACTERS = 50, 1000
+prepare([sys.argv[1]], sys.argv[2], progress=lambda state: time.sleep(0.05))
 """
 
 
