@@ -15,6 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
@@ -30,6 +31,8 @@ COMPRESSION_MAGIC = {
 }
 CHUNK_BYTES = 1 << 20
 COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousandfold with gzip
+# What one document may take: a file without line ends, or a quote that is never closed, must not take all memory.
+MAX_DOCUMENT_BYTES = 1 << 30
 
 
 def open_input(path: Path | None, label: str) -> BinaryIO:
@@ -162,7 +165,7 @@ class Lines:
 
     def look_like_json(self) -> bool:
         """Whether the first byte that is not blank is a "{"."""
-        for line in self.reader:
+        while line := self.reader.readline(MAX_DOCUMENT_BYTES):
             self.ahead.append(line)
             if content := line.removeprefix(codecs.BOM_UTF8).strip():
                 return content.startswith(b"{")
@@ -170,8 +173,11 @@ class Lines:
 
     def __iter__(self) -> Iterator[str]:
         ahead, self.ahead = self.ahead, []
-        for line in itertools.chain(ahead, self.reader):
+        read_line = partial(self.reader.readline, MAX_DOCUMENT_BYTES)
+        for line in itertools.chain(ahead, iter(read_line, b"")):
             self.number += 1
+            if len(line) == MAX_DOCUMENT_BYTES:
+                raise too_long(f"{self.label} line {self.number}")
             if self.number == 1:
                 if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise ValueError(f"{self.label} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
@@ -192,6 +198,13 @@ class Lines:
             f"{self.label} line {self.number}: byte 0x{line[error.start]:02x} at offset {self.offset + error.start} of "
             "the file is not UTF-8; repair or convert it, or pass --encoding-errors replace"
         ) from None
+
+
+def too_long(what: str) -> ValueError:
+    """The error about a document that exceeds MAX_DOCUMENT_BYTES."""
+    return ValueError(
+        f"{what} is larger than {MAX_DOCUMENT_BYTES:,} bytes, the most that a document may have; cut it into several"
+    )
 
 
 def describe_head(head: bytes) -> str:

@@ -292,7 +292,7 @@ def test_missing_inputs(tmp_path):
         documents([tmp_path / "nowhere.txt"])
     with pytest.raises(ValueError, match=r"\*\.txt matches no file; check the pattern"):
         documents([tmp_path / "*.txt"])
-    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.json"):
+    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.arrow"):
         documents([tmp_path])
     write(tmp_path / "a.log", "x")
     with pytest.raises(ValueError, match=r"holds only '\.log'; .* glob such as '.*/\*\*/\*\.log'"):
@@ -326,26 +326,25 @@ def test_unreadable_file(tmp_path):
         ("a.txt.xz", b"", r"is not xz \(it is empty\)"),
         ("a.parquet", b"text", r"a\.parquet is not Parquet \(it begins with b'text'\)"),
         ("a.parquet", b"PAR1" + b"x" * 100, r"is damaged Parquet after row 0 \(.*\); write it again"),
-        ("a.csv", b"a,b", r"a\.csv has a format that is not read \(\.csv\); convert it"),
+        ("a.pdf", b"a,b", r"a\.pdf has a format that is not read \(\.pdf\); convert it"),
         ("a.txt", "one".encode("utf-16"), r"a\.txt is UTF-16, not UTF-8; convert it: iconv"),
         ("a.txt", b"one\n\ntw\xff\n", r"a\.txt line 3: byte 0xff at offset 7 of the file is not UTF-8; .*replace"),
         ("a.txt", b"\xef\xbb\xbfab\xffc", r"line 1: byte 0xff at offset 5 of the file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl line 2: byte 0xe9 at offset 24 of"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"a\.jsonl line 3 is not JSON \(.*\); a JSON array"),
-        ("a.json", b'[\n {"text": "a"}\n]', r"a\.json line 1 is not JSON"),
-        ("a.json", b'[{"text": "a"}]', r"a\.json line 1 is a JSON array; write one object per line"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"a\.jsonl line 3 is not JSON \(.*\); repair it \(a \.jsonl has"),
+        ("a.jsonl", b'[{"text": "a"}]', r"a\.jsonl line 1 is a JSON array; write one object per line"),
         ("a.jsonl", b'{"text": "a"}\n"b"\n', r"line 2 is a JSON string; write one object per line"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", r"line 1 is not JSON \(Exceeds the limit"),
         ("a.jsonl", b"[" * 100_000, r"line 1 is nested too deeply"),
         (
             "a.jsonl",
             b'{"a": 1, "b": "x"}',
-            r"line 1 has none of 'text', 'sequence', 'content'; its columns are 'a', 'b'",
+            r"line 1 has none of 'text', 'sequence', 'content', 'input_ids'; its columns are 'a', 'b'",
         ),
         ("a.jsonl", b'{"text": "a", "content": "b"}', r"could mean any of 'text', 'content'; its columns are"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"a\.jsonl line 2 has no 'text', only 'txt'; name the text"),
         ("a.jsonl", b'{"text": 5}', r"line 1: 'text' is a JSON number, not a string"),
-        ("a.jsonl", b'{"text": ["a"]}', r"line 1: 'text' is a JSON array, not a string"),
+        ("a.jsonl", b'{"text": ["a"]}', r"line 1: 'text' is a JSON array whose item 1 is of type string, but ids"),
         ("a.jsonl", b'{"text": true}', r"line 1: 'text' is a JSON boolean, not a string"),
         ("a.jsonl", b'{"text": "a\\ud800b"}', r"line 1 holds half a character \(\\ud800\); repair it"),
     ],
@@ -398,13 +397,15 @@ def test_parquet_strings_that_are_not_utf8(tmp_path):
 
 
 def test_parquet_columns(tmp_path):
-    pq.write_table(pa.table({"a": ["x"], "text": [[1, 2]]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"column 'text' holds list<.*>, not text; of 'a', 'text' name another"):
+    pq.write_table(pa.table({"a": ["x"], "text": [[1.5]]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"column 'text' holds list<.*>, neither text nor lists of ids; of 'a', 'text' name another"
+    ):
         texts(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"has no column 'b', only 'a', 'text'; name one of them with --column"):
         texts(tmp_path / "a.parquet", column="b")
-    pq.write_table(pa.table({"input_ids": [[1]], "length": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match=r"has none of .*; its columns are 'input_ids', 'length'"):
+    pq.write_table(pa.table({"ids": [[1]], "length": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"has none of .*; its columns are 'ids', 'length'"):
         texts(tmp_path / "b.parquet")
 
 
