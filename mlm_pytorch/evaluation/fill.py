@@ -37,8 +37,7 @@ def _without_blanks(tokenizer: Tokenizer, text: str, mask: str) -> str:
     """Drop the blank before each mask where a word's token brings its own: byte-level tokens do, and unless the mask
     token swallows the blank by itself (`lstrip`), it would be encoded twice."""
     added = tokenizer.backend.get_added_tokens_decoder()[tokenizer.special.mask_token_id]
-    byte_level = tokenizer.backend.encode(" a", add_special_tokens=False).tokens[:1] in (["Ġa"], ["Ġ"])
-    return text.replace(f" {mask}", mask) if byte_level and not added.lstrip else text
+    return text.replace(f" {mask}", mask) if tokenizer.brings_blanks and not added.lstrip else text
 
 
 def _token_text(tokenizer: Tokenizer, token_id: int) -> str:
@@ -69,7 +68,7 @@ def fill(model: nn.Module, tokenizer: Tokenizer, text: str, top_k: int = 5) -> F
         )
     mask = tokenizer.backend.id_to_token(special.mask_token_id)
     assert mask is not None
-    ids = tokenizer.backend.encode(_without_blanks(tokenizer, text.replace("[MASK]", mask), mask)).ids
+    ids = tokenizer.encode(_without_blanks(tokenizer, text.replace("[MASK]", mask), mask))
     where = [i for i, token in enumerate(ids) if token == special.mask_token_id]
     if not where:
         raise ValueError(f"no mask in {text!r}; write {mask} where a word is to be found")

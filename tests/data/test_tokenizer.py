@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from mlm_pytorch.data import tokenizer as module
 from mlm_pytorch.data.tokenizer import choose_vocab_size, load_tokenizer, sample_texts, train_tokenizer
+from mlm_pytorch.data.tokenizer import record as module
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TEXTS = ["def add(self, left, right):\n    return left + right", "The cat sat on the mat; the dog did not."] * 50
