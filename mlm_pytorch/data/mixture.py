@@ -9,8 +9,8 @@ Nothing is drawn at random: the order is a function of the weights.
 **How exact it is.** Let part i have weight w (all weights adding up to 1). In any window of 1,000 consecutive documents
 it has floor(1000 w) or ceil(1000 w) of them: less than one away from its due, and exactly its due where that is a whole
 number. No order can be more exact. In a window of another length L it is at most one away from w L where there are two
-parts. For three or more no order achieves that at every L (but for a few weights: Fraenkel's conjecture); here it is less
-than two away where all weights are multiples of 1/1000, and otherwise hardly more than four (the most in trials: 4.1).
+parts. For three or more no order achieves that at every L (but for a few weights: Fraenkel's conjecture); here it is
+less than two away where all weights are multiples of 1/1000, and otherwise hardly more than four (in trials 4.1).
 """
 
 import math
@@ -40,9 +40,7 @@ def parse_mix(given: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise ValueError(
-            f"{given!r}: weight {weight!r} is not a number; write FILE=WEIGHT, as news.jsonl=0.7"
-        ) from None
+        raise ValueError(f"{given!r}: weight {weight!r} is not a number; write for example {name}=0.7") from None
 
 
 class Mixture:
@@ -154,9 +152,7 @@ class _Part:
         self.upcoming = next(self.documents, None)
         if self.upcoming is None:
             held = f"only {self.corpus.empty_documents:,} empty ones" if self.corpus.empty_documents else "none at all"
-            raise ValueError(
-                f"{self.name} holds no documents ({held}), so it cannot be part of a mixture; leave it out"
-            )
+            raise ValueError(f"{self.name} holds no documents ({held}); leave it out of the mixture")
 
     def take(self) -> Document:
         if self.upcoming is None:
@@ -198,9 +194,9 @@ def schedule(weights: Sequence[float]) -> Iterator[int]:
     """Yield for ever the index of the part that comes next. Weights are taken as the decimals that they print as.
 
     All blocks of 1,000 documents are alike: floor(1000 w) places belong to each part, spread by `_spread`. The places
-    left over, fewer than there are parts, go to different parts in each block: to those that are owed most. One that has
-    such a place in two blocks running stays there. So any 1,000 documents in a row hold each of a part's own places once,
-    and it at most once at the places left over, whose visits by one part are at least 1,000 documents apart.
+    left over, fewer than there are parts, go to different parts in each block: to those that are owed most. One that
+    has such a place in two blocks running stays there. So any 1,000 documents in a row hold each of a part's own places
+    once, and the part at most once at the places left over, where its visits are at least 1,000 documents apart.
     """
     exact = [Fraction(repr(float(weight))) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]

@@ -31,9 +31,7 @@ def read_csv(lines: Lines, delimiter: str, reading: Reading) -> Iterator[Documen
         trouble = f"has no {column!r}" if column not in header else f"has more than one {column!r}"
         raise ValueError(f"{where} {trouble}, but {listed(header)}; name one of them with --column")
     if column == IDS_COLUMN:
-        raise ValueError(
-            f"{where} has {column!r}, but lists of ids are read from JSON lines, Parquet, Arrow or .npy only"
-        )
+        raise ValueError(f"{where} has {column!r}, but ids are read from JSON lines, Parquet, Arrow or .npy only")
     index = header.index(column)
     source_index = header.index("source") if header.count("source") == 1 and column != "source" else None
     for number, (row, line) in enumerate(rows, 1):
