@@ -7,19 +7,21 @@ from pathlib import Path
 
 from mlm_pytorch.cli.options import PrepareConfig
 from mlm_pytorch.data.corpus import Corpus
+from mlm_pytorch.data.encode import encode_threaded
 from mlm_pytorch.data.mixture import Mixture, parse_mix
 from mlm_pytorch.data.options import CorpusOptions
-from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
-from mlm_pytorch.data.store import verify_store
-from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
+from mlm_pytorch.data.prepare import Engine, PrepareProgress, PrepareReport, prepare
+from mlm_pytorch.data.tokenizer import TOKENIZER_KINDS, Tokenizer, load_tokenizer, tokenizer_for_ids
 from mlm_pytorch.training.metrics import Display
 
 
 def prepare_command(config: PrepareConfig) -> None:
     """`mlm prepare`."""
     if config.verify is not None:
-        summary = verify_store(config.verify)
-        print(json.dumps(asdict(summary), default=str) if config.json else f"{config.verify}: {summary}")
+        from mlm_pytorch.data.verify import verify_store
+
+        report = verify_store(config.verify)
+        print(json.dumps(asdict(report), default=str) if config.json else f"{config.verify}: {report}")
         return
     if config.out is None:
         raise ValueError("no place for the store is named; give a folder with --out")
@@ -64,10 +66,19 @@ def prepare_corpus(
         long_documents=options.long_documents,
         overlap=options.overlap,
         drop_duplicates=options.drop_duplicates,
-        engine=options.engine,
+        engine=_engine(options),
         workers=options.workers,
         progress=show_preparing(display),
+        notice=display.say,
     )
+
+
+def _engine(options: CorpusOptions) -> Engine:
+    if options.engine == "threads":
+        return encode_threaded
+    from mlm_pytorch.data.ray_engine import encode_on_ray  # a second, which others need not wait for
+
+    return encode_on_ray
 
 
 def _corpus(options: CorpusOptions, paths: tuple[str, ...], num_tokens: int | None = None) -> Corpus | Mixture:
@@ -118,7 +129,7 @@ def show_preparing(display: Display) -> Callable[[PrepareProgress], None]:
 
     def progress(state: PrepareProgress) -> None:
         share = state.bytes_done / state.bytes_total if state.bytes_total else 0.0
-        reading = {"tokenizer": "reading for the tokenizer", "store": "tokenizing"}[state.stage]
+        reading = {"tokenizer": "reading for the tokenizer", "duplicates": "looking for duplicates", "store": "tokenizing"}[state.stage]
         display.show(reading, share, f"{state.documents:,} documents, {state.tokens:,} tokens")
 
     return progress
