@@ -193,6 +193,27 @@ def test_baked_in_truncation_and_padding_are_switched_off(tmp_path):
     assert loaded.fingerprint == plain.fingerprint  # they encode alike
 
 
+def test_a_corpus_cannot_write_tokens_that_a_model_looks_up(tmp_path):
+    names = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+    unigram = Backend(models.Unigram([(name, 0.0) for name in names] + [("▁", -2.0), ("a", -3.0), ("<", -4.0)], 3))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    words = Backend(models.WordLevel({name: id for id, name in enumerate([*names, "a"])}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    for name, backend in {"unigram": unigram, "words": words}.items():
+        backend.add_special_tokens(names)
+        backend.add_special_tokens(["<more>"])
+        backend.add_tokens(["plain"])
+        loaded = load_tokenizer(
+            save_backend(tmp_path / name, backend, {"mask_token": "<mask>", "pad_token": "<pad>", "unk_token": "<unk>"})
+        )
+        plain, unknown = backend.token_to_id("plain"), loaded.unknown_id
+        assert loaded.encode("</s> a plain <mask> <more>")[0] == 2
+        ids = loaded.encode_batch(["</s> a plain <mask> <more>", "a plain"])
+        assert not set(ids[0]) & set(loaded.special.ids) - {unknown}
+        assert plain in ids[0]
+        assert ids[1] == backend.encode("a plain").ids
+
+
 def test_fingerprint_tells_vocabularies_apart(tmp_path, trained):
     assert trained.fingerprint != train_tokenizer([*TEXTS, *["quite another quibble"] * 9]).fingerprint
     trained.save(tmp_path)

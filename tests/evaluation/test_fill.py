@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import fill
 from mlm_pytorch.huggingface import export_encoder
@@ -60,6 +60,32 @@ def test_the_blank_before_a_mask_is_not_counted_twice(tmp_path):
     model, text = encoder(), "the [MASK] sat"
     assert fill(model, other, text).masks == fill(model, TOKENIZER, text).masks
     assert fill(model, other, "the[MASK] sat").masks == fill(model, TOKENIZER, "the[MASK] sat").masks
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "index"),
+    [
+        (train_tokenizer(TEXTS, kind="bytes"), "a [MASK]at", 3),  # the blank is a byte like others: it stays
+        (train_tokenizer(TEXTS, kind="characters"), "a [MASK]at", 3),
+        (train_tokenizer(TEXTS, kind="amino-acids"), "MK[MASK]LV", 3),
+        (train_tokenizer(TEXTS, kind="kmer:2"), "acgt[MASK]AC", 3),
+        (tokenizer_for_ids(50, mask_token_id=1, pad_token_id=0), "17 4 [MASK] 49", 2),
+    ],
+)
+def test_sequences_of_other_kinds(tokenizer, text, index):
+    torch.manual_seed(0)
+    model = Encoder(EncoderConfig(tokenizer.special.num_tokens, 32, 48, 2, 2, max_position_embeddings=64))
+    [mask] = fill(model, tokenizer, text, top_k=3).masks
+    assert mask.index == index
+    if tokenizer.kind != "bytes":  # of which many are parts of characters
+        written = [tokenizer.backend.id_to_token(candidate.id) for candidate in mask.candidates]
+        assert [candidate.token for candidate in mask.candidates] == written
+
+
+def test_a_text_that_is_no_ids():
+    tokenizer = tokenizer_for_ids(50, mask_token_id=1, pad_token_id=0)
+    with pytest.raises(ValueError, match="none of the tokenizer's 50 tokens"):
+        fill(Encoder(EncoderConfig(50, 32, 48, 2, 2)), tokenizer, "the [MASK] sat")
 
 
 def test_candidates_are_written_as_a_reader_would():

@@ -156,7 +156,7 @@ def _tokenizer(files: dict[str, bytes], label: str) -> Tokenizer:
             )
     added = backend.get_added_tokens_decoder()
     special_ids = {vocabulary[token] for token in named.values()} | {id for id, token in added.items() if token.special}
-    prefix, suffix = _framing(backend)
+    prefix, suffix = _framing(backend, next((token for token, id in vocabulary.items() if id not in special_ids), "a"))
     special = SpecialTokens(
         num_tokens=max(vocabulary.values()) + 1,
         mask_token_id=vocabulary[named["mask_token"]],
@@ -215,12 +215,19 @@ def _named_tokens(files: Mapping[str, bytes], vocabulary: Mapping[str, int], lab
     return {role: token for role, token in named.items() if token in vocabulary}
 
 
-def _framing(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _framing(backend: tokenizers.Tokenizer, ordinary: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the tokenizer puts before and after a single text."""
     if backend.post_processor is None:
         return (), ()
-    for probe in ("a", "A", "0", "the"):
-        encoding = backend.encode(probe)
+    for probe in ("a", "A", "0", "the", ordinary):
+        try:
+            encoding = backend.encode(probe)
+        except (
+            Exception
+        ) as error:  # the Rust library's bare one: a word unknown to a vocabulary that has no token for it
+            if type(error) is not Exception:
+                raise
+            continue
         # None marks what the post-processor added; unlike special_tokens_mask it leaves an unknown "a" alone
         inside = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
         if inside:

@@ -123,16 +123,18 @@ class Tokenizer:
     def _ids_to_some_token(self, text: str, start: int, end: int) -> tuple[list[int], int | None]:
         """The ids up to a token after which another text could begin, and where that is.
 
-        The neighbourhood looked at begins where a token does. For BPE this is exact: an encoding is one if every two
-        neighbouring tokens are (and k-mers are read from left to right anyway).
+        The neighbourhood looked at begins where a word does, as the pre-tokenizer has it, or a token in a text of one
+        word. For BPE this is exact: tokens are an encoding if every two neighbours are one.
         """
         with _explained(self):
             encoding = self._corpus_backend.encode(text[start:end], add_special_tokens=False)
-        begins = [begin for begin, _ in encoding.offsets]
+        begins, words = [begin for begin, _ in encoding.offsets], encoding.word_ids
         latest = len(begins) - 16  # what follows the window's end may change its last tokens
-        for index in range(latest, max(latest - 64, 0), -1):
-            cut = start + begins[index]
-            if cut > start and self._parts_at(text, start + begins[max(0, index - 128)], cut):
+        places = range(latest, max(latest - 128, 0), -1)  # WordPiece's cut words have up to 100 tokens
+        for index in sorted(places, key=lambda i: words[i] == words[i - 1]):  # where a word begins it mostly succeeds
+            cut, around = start + begins[index], max(0, index - 128)
+            before = next((i for i in range(around, max(0, around - 1024), -1) if words[i] != words[i - 1]), around)
+            if cut > start and self._parts_at(text, start + begins[before], cut):
                 return encoding.ids[:index], cut
         return [], None
 

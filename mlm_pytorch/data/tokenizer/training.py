@@ -66,8 +66,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: s
     Raises ValueError for an unknown kind, no text, less room than the kind's special tokens and alphabet need, and a
     size that is not that of a settled alphabet.
 
-    >>> train_tokenizer(["low lower lowest"] * 100).backend.encode("lower").tokens
-    ['[CLS]', 'lower', '[SEP]']
+    >>> train_tokenizer(["low lower lowest"] * 100).backend.encode("low lower").tokens
+    ['[CLS]', 'low', 'Ġlower', '[SEP]']
     >>> train_tokenizer([], kind="kmer:3").backend.encode("ACGTAC").tokens
     ['[CLS]', 'ACG', 'TAC', '[SEP]']
     """
