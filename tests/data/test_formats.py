@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlm_pytorch.data import lines as lines_module
 from mlm_pytorch.data.corpus import Corpus, documents
-from mlm_pytorch.data.formats import csv_records, fasta, json_records, npy, text
+from mlm_pytorch.data.formats import columns, csv_records, fasta, json_records, npy, text
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -345,19 +345,24 @@ def test_arrow_that_was_cut_off(tmp_path, stream):
         refused(write(tmp_path / "a.arrow", content * 2), "is damaged Arrow: it goes on after its end")
 
 
+@pytest.mark.parametrize("held", [0, 1 << 26])
+def test_large_chunks_of_parquet_are_read_through_a_buffer(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(columns, "HELD_CHUNK_BYTES", held)
+    rows = [str(i) * 100 for i in range(2000)]
+    pq.write_table(pa.table({"text": rows, "n": range(2000)}), tmp_path / "a.parquet", row_group_size=700)
+    assert texts(tmp_path / "a.parquet") == rows
+
+
 def test_rows_of_parquet_are_read_by_their_size(tmp_path):
     import tracemalloc
 
-    pq.write_table(pa.table({"text": ["x" * 1_000_000] * 60}), tmp_path / "a.parquet", use_dictionary=False)
-    tracemalloc.start()
-    assert sum(map(len, texts(tmp_path / "a.parquet")[:2])) == 2_000_000
-    tracemalloc.stop()
+    pq.write_table(pa.table({"text": ["x" * 1_000_000] * 30}), tmp_path / "a.parquet", use_dictionary=False)
     corpus = Corpus([tmp_path / "a.parquet"])
     tracemalloc.start()
-    assert sum(len(document.text) for document in corpus) == 60_000_000
+    assert sum(len(document.text) for document in corpus) == 30_000_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40_000_000
+    assert peak < 20_000_000
 
 
 # -- NPY ---------------------------------------------------------------------------------------------------------------
@@ -453,7 +458,7 @@ def test_good_samples_are_read(tmp_path, name):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_damaged_files_give_an_error_or_a_result(tmp_path, name):
-    for seed in range(15):
+    for seed in range(20, 35):
         check(SAMPLES[name], seed, tmp_path / str(seed))
 
 

@@ -21,6 +21,7 @@ from mlm_pytorch.data.lines import CHUNK_BYTES
 
 RECORD_BATCH_ROWS = 256
 RECORD_BATCH_BYTES = 1 << 24
+HELD_CHUNK_BYTES = 1 << 26
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 Progress = Callable[[float], None]  # told which share of the file has been read
@@ -32,16 +33,25 @@ def read_parquet(file: Path | IO[bytes], reading: Reading, progress: Progress) -
 
     row = 0
     try:
-        # Without buffer_size a whole column chunk is held, which is the whole file when it has one row group.
+        metadata = pq.read_metadata(file)
+        columns = _columns(metadata.schema.to_arrow_schema(), reading)
+        in_file, in_chunk = _column_bytes(metadata, columns.text_or_ids)
+        # So many rows that a batch has about RECORD_BATCH_BYTES.
+        per_row = max(in_file // max(metadata.num_rows, 1), 1)
+        rows = min(max(RECORD_BATCH_BYTES // per_row, 1), RECORD_BATCH_ROWS)
         with pq.ParquetFile(
-            file, buffer_size=CHUNK_BYTES, pre_buffer=False, page_checksum_verification=True
+            file,
+            metadata=metadata,
+            # A column chunk is held as a whole, which is the whole file when it has one row group, unless it is read
+            # through a buffer. Small ones are not: there a damaged length would ask for up to 2 GB before it fails.
+            buffer_size=CHUNK_BYTES if in_chunk > HELD_CHUNK_BYTES else 0,
+            pre_buffer=False,
+            page_checksum_verification=True,
         ) as parquet:
-            columns = _columns(parquet.schema_arrow, reading)
-            rows = _rows_at_once(parquet.metadata, columns.text_or_ids)
             for batch in parquet.iter_batches(batch_size=rows, columns=columns.names):
                 yield from _documents(batch, columns, reading, row)
                 row += batch.num_rows
-                progress(row / max(parquet.metadata.num_rows, 1))
+                progress(row / max(metadata.num_rows, 1))
             if row != parquet.metadata.num_rows:
                 raise ValueError(
                     f"{reading.label} has {row} rows, not the {parquet.metadata.num_rows} that it promises"
@@ -176,16 +186,16 @@ def _is_ids(kind: Any) -> bool:
     return any(test(kind) for test in tests) and pa.types.is_integer(kind.value_type)
 
 
-def _rows_at_once(metadata: Any, column: str) -> int:
-    """So many rows that a batch has about RECORD_BATCH_BYTES, by the column's average."""
-    size = 0
+def _column_bytes(metadata: Any, column: str) -> tuple[int, int]:
+    """How large a Parquet column is, decompressed, and its largest chunk as it lies in the file."""
+    total = largest = 0
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(index)
             if chunk.path_in_schema.partition(".")[0] == column:
-                size += chunk.total_uncompressed_size
-    per_row = size // max(metadata.num_rows, 1)
-    return min(max(RECORD_BATCH_BYTES // max(per_row, 1), 1), RECORD_BATCH_ROWS)
+                total += chunk.total_uncompressed_size
+                largest = max(largest, chunk.total_compressed_size)
+    return total, largest
 
 
 # -- one record batch --------------------------------------------------------------------------------------------------
