@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,9 +90,10 @@ _OPEN = 25  # it begins with such a part, the character's first: its left class 
 _SHIFT = 26  # 3 bits: the number of continuation bytes that it begins with
 _HEAD = 29  # 18 bits: the payload of these bytes
 _TAIL = 47  # 15 bits: the payload of a last character that is not complete, one byte short at most
-_ENDS = 0xFFFFFF  # the three classes
+_LEFT_CLASS, _RIGHT_CLASS = 0xFF << _LEFT, 0xFF << _RIGHT
+_RARE = 1 << _TWO_SIDED | 1 << _PART  # tokens after which one look at two neighbours is not enough
 _NUM_CLASSES = 256
-_BEFORE, _AFTER = 10, 3  # tokens on either side that can bear on whether a word begins: characters of four tokens
+_BEFORE, _AFTER = 8, 3  # tokens on either side that can bear on whether a word begins: characters of four tokens
 
 ALONE = 0  # class, at either end, of specials and added tokens: always words of their own
 INSIDE = 1  # left class of tokens that never begin a word, except after an ALONE one
@@ -204,76 +207,95 @@ class WordTable:
         return self._starts_sparsely(facts, first) if values_at_hand(facts) else self._starts(facts, first)
 
     def _starts(self, facts: Tensor, first: Tensor) -> Tensor:
-        classes = self._join_characters(facts, first) if self.char_class.numel() else facts
-        starts = self._parted(classes, classes, first)
-        if self.two_sided:  # a second look, now that it is known which tokens begin words
-            began = _spread_over_parts(starts, facts, first)
-            starts = self._parted(torch.where(began, classes, classes >> (_INNER - _RIGHT)), classes, first)
-        return starts
+        margins = (_BEFORE, _AFTER)
+        around = torch.nn.functional.pad(facts, margins), torch.nn.functional.pad(first, margins, value=True)
+        return _starts_within(torch, self.parted, self.char_class, self.two_sided, *around)
 
     def _starts_sparsely(self, facts: Tensor, first: Tensor) -> Tensor:
-        """`_starts`, by one look at every place, and more only about the places where one is not enough."""
-        starts = self._parted(facts, facts, first)
-        flat, flat_first, result = facts.flatten(), first.flatten(), starts.flatten()
-        if self.two_sided:
-            doubtful = ((facts & (1 << _TWO_SIDED)) != 0) & ~starts
-            after = (_previous(doubtful) & ~first).flatten().nonzero().flatten()
-            left, right = flat.index_select(0, after), flat.index_select(0, after - 1) >> (_INNER - _RIGHT)
-            result = result.index_copy(0, after, self.parted.index_select(0, (right & 0xFF00) | (left & 0xFF)))
-        if self.char_class.numel():
-            part = (facts & (1 << _PART)) != 0
-            after = _previous(part)
-            places = (part | after | _previous(after)).flatten().nonzero()
-            if places.numel() * (_BEFORE + 1 + _AFTER) > facts.numel():
-                return self._starts(facts, first)
-            if places.numel():
-                around = places + torch.arange(-_BEFORE, _AFTER + 1)
-                outside = (around < 0) | (around >= flat.numel())
-                around = around.clamp(0, flat.numel() - 1)
-                windows = flat.take(around).masked_fill(outside, 0), flat_first.take(around) | outside
-                result = result.index_copy(0, places.flatten(), self._starts(*windows)[:, _BEFORE])
-        return result.view_as(facts)
+        """`_starts`, by one look at every place, and more only about the places where one is not enough.
 
-    def _parted(self, right: Tensor, left: Tensor, first: Tensor) -> Tensor:
-        """Whether a word begins at each position. right, left: facts, of which the class of that end is read."""
-        return _looked_up(self.parted, (_previous(right) & 0xFF00) | (left & 0xFF)) | first
-
-    def _join_characters(self, facts: Tensor, first: Tensor) -> Tensor:
-        """The facts' classes, those of characters that lie across tokens taken from the whole character.
-
-        A character has 4 bytes at most, so it lies across 4 tokens at most: three steps to the right carry its bits to
-        the token that ends it, three steps to the left carry the sum back to the token that began it.
+        These are few, and what they cost is mostly the number of calls: numpy's are several times cheaper.
         """
-        part, opens = _flag(facts, _PART), _flag(facts, _OPEN)
-        shift, head, tail = ((facts >> _SHIFT) & 7) * 6, (facts >> _HEAD) & 0x3FFFF, (facts >> _TAIL) & 0x7FFF
-        follows = part & ~opens
-        ending = joined = tail  # code points so far, at each token's right end and where its head bytes end
-        for _ in range(3):
-            joined = (_previous(ending).masked_fill(first, 0) << shift) | head
-            ending = torch.where(follows, joined, tail)
-        whole = joined
-        goes_on = _next((shift > 0) & ~first) & part
-        for _ in range(3):
-            whole = torch.where(goes_on, _next(whole), joined)
-        last = self.char_class.numel() - 1
-        of_ended, of_whole = (_looked_up(self.char_class, x.clamp(0, last)) for x in (joined, whole))
-        right = torch.where(part, of_ended, facts) & (_ENDS - 0xFF)
-        left = torch.where(opens, of_whole, facts) & 0xFF
-        return right | left
+        starts = _looked_up(self.parted, (_previous(facts) & _RIGHT_CLASS) | (facts & _LEFT_CLASS)) | first
+        flat, flat_first, result = facts.flatten().numpy(), first.flatten().numpy(), starts.view(-1).numpy()
+        rare = np.flatnonzero(flat & _RARE)
+        if not len(rare):
+            return starts
+        parted, char_class, last = self.parted.numpy(), self.char_class.numpy(), len(flat) - 1
+        facts_of_rare = flat[rare]
+        parts = rare[_flag(facts_of_rare, _PART)]
+        if 3 * len(parts) * (_BEFORE + 1 + _AFTER) > len(flat):
+            return self._starts(facts, first)
+        if self.two_sided:  # tokens that do not begin words, of another right class then: what comes after them
+            doubtful = _flag(facts_of_rare, _TWO_SIDED) & ~result[rare] & (rare < last)
+            right, after = facts_of_rare[doubtful] >> (_INNER - _RIGHT), rare[doubtful] + 1
+            result[after] = parted[(right & _RIGHT_CLASS) | (flat[after] & _LEFT_CLASS)] | flat_first[after]
+        if len(parts):
+            places = np.minimum(parts[:, None] + np.arange(3), last).reshape(-1, 1)
+            around = places + np.arange(-_BEFORE, _AFTER + 1)
+            outside = (around < 0) | (around > last)
+            around = np.where(outside, 0, around)
+            windows = np.where(outside, 0, flat[around]), flat_first[around] | outside
+            result[places] = _starts_within(np, parted, char_class, self.two_sided, *windows)
+        return starts
 
 
-def _flag(facts: Tensor, bit: int) -> Tensor:
-    return (facts & (1 << bit)) != 0
+# --- the whole answer, written once for numpy and for torch: `xp` is one of them, and all arrays are its own ----------
 
 
-def _spread_over_parts(starts: Tensor, facts: Tensor, first: Tensor) -> Tensor:
-    """`starts`, with tokens that continue a character taking the flag of the token that is its beginning."""
-    opens = _flag(facts, _OPEN)
-    follows = _flag(facts, _PART) & ~opens & ~first
-    began = opening = starts & (opens | first)
+def _starts_within(xp: Any, parted: Any, char_class: Any, two_sided: bool, facts: Any, first: Any) -> Any:
+    """Whether a word begins, for all places along the last dimension but _BEFORE at its start and _AFTER at its end.
+
+    Each look at a neighbour leaves one place less to answer for: slices say which places are meant.
+    """
+    part, opens = _flag(facts, _PART), _flag(facts, _OPEN)
+    classes = facts[..., 3:-3]
+    if len(char_class):
+        classes = _join_characters(xp, char_class, facts, first, part, opens)
+
+    def look(right: Any, left: Any, first: Any) -> Any:
+        return xp.take(parted, (right[..., :-1] & _RIGHT_CLASS) | (left[..., 1:] & _LEFT_CLASS)) | first
+
+    starts = look(classes, classes, first[..., 4:-3])
+    if not two_sided:
+        return starts[..., _BEFORE - 4 :]
+    # A second look, now that it is known which tokens begin words. The parts of a character share its answer.
+    follows = part & ~opens & ~first
+    began = opening = starts & (opens | first)[..., 4:-3]
+    for k in range(1, 4):
+        began = xp.where(follows[..., 4 + k : -3], began[..., :-1], opening[..., k:])
+    began = xp.where(follows[..., 7:-3], began, starts[..., 3:])
+    classes = classes[..., 4:]
+    return look(xp.where(began, classes, classes >> (_INNER - _RIGHT)), classes, first[..., _BEFORE:-3])
+
+
+def _join_characters(xp: Any, char_class: Any, facts: Any, first: Any, part: Any, opens: Any) -> Any:
+    """The classes in the facts, those of characters that lie across tokens taken from the whole character.
+
+    A character has 4 bytes at most, so it lies across 4 tokens at most: three steps to the right carry its bits to
+    the token that ends it, three steps to the left carry the sum back to the token that began it. For all places but
+    three at either end.
+    """
+    shift, head, tail = ((facts >> _SHIFT) & 7) * 6, (facts >> _HEAD) & 0x3FFFF, (facts >> _TAIL) & 0x7FFF
+    follows = part & ~opens
+    ending = joined = tail  # code points so far, at each token's right end and where its head bytes end
+    for k in range(1, 4):
+        joined = (xp.where(first[..., k:], 0, ending[..., :-1]) << shift[..., k:]) | head[..., k:]
+        ending = xp.where(follows[..., k:], joined, tail[..., k:])
+    whole = joined
+    goes_on = (shift[..., 4:] > 0) & ~first[..., 4:] & part[..., 3:-1]
     for _ in range(3):
-        began = torch.where(follows, _previous(began), opening)
-    return torch.where(follows, began, starts)
+        whole = whole[..., 1:]
+        whole = xp.where(goes_on[..., : whole.shape[-1]], whole, joined[..., : whole.shape[-1]])
+    last, inner = len(char_class) - 1, facts[..., 3:-3]
+    of_ended, of_whole = (xp.take(char_class, xp.clip(x, 0, last)) for x in (joined[..., :-3], whole))
+    right = xp.where(part[..., 3:-3], of_ended, inner) & ~_LEFT_CLASS
+    left = xp.where(opens[..., 3:-3], of_whole, inner) & _LEFT_CLASS
+    return right | left
+
+
+def _flag(facts: Any, bit: int) -> Any:
+    return (facts & (1 << bit)) != 0
 
 
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:
@@ -296,8 +318,3 @@ def _first_positions(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
 def _previous(x: Tensor) -> Tensor:
     """Each position's left neighbour along the last dimension; the first its own, for callers to set aside."""
     return torch.cat([x[..., :1], x[..., :-1]], dim=-1)
-
-
-def _next(x: Tensor) -> Tensor:
-    """Each position's right neighbour along the last dimension; the last its own."""
-    return torch.cat([x[..., 1:], x[..., -1:]], dim=-1)

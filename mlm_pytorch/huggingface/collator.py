@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -86,7 +87,7 @@ class MLMCollator:
     max_length: int | None = None
 
     _select: Callable[..., Tensor] = field(init=False, repr=False)
-    _special_ids: Tensor = field(init=False, repr=False)
+    _is_special: Tensor = field(init=False, repr=False)
     _drawable_ids: Tensor = field(init=False, repr=False)
     _stream: torch.Generator | None = field(init=False, repr=False, default=None)
     _stream_of: int | None = field(init=False, repr=False, default=None)
@@ -96,7 +97,9 @@ class MLMCollator:
         self._check()
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-        self._special_ids = torch.tensor(sorted(special))
+        # One entry more on either side, for ids that the tokenizer does not know: these are not special.
+        self._is_special = torch.zeros(max(special) + 3, dtype=torch.bool)
+        self._is_special[torch.tensor(sorted(special)) + 1] = True
         self._drawable_ids = torch.tensor(sorted(set(self.tokenizer.get_vocab().values()) - special))
         self._select = self._find_selection()
         if self.seed is not None:  # in shared memory: workers count their starts where the next epoch's will see it
@@ -109,7 +112,8 @@ class MLMCollator:
         kind = _known_tensors(return_tensors or self.return_tensors)
         batch = self._pad(examples)
         input_ids = batch["input_ids"]
-        maskable = ~torch.isin(input_ids, self._special_ids)
+        places = (input_ids + 1).clamp_(0, len(self._is_special) - 1).flatten()
+        maskable = ~self._is_special.index_select(0, places).view_as(input_ids)
         if "special_tokens_mask" in batch:
             maskable &= batch.pop("special_tokens_mask") == 0
         attention_mask = batch.get("attention_mask")
@@ -177,11 +181,14 @@ class MLMCollator:
                     f"input_ids of example {index} have shape {ids.shape} and type {ids.dtype}; "
                     "pass one dimension of integers per example"
                 )
-        lengths = [len(ids) for ids in columns["input_ids"]]
-        if "attention_mask" not in columns and "attention_mask" in self.tokenizer.model_input_names:
-            columns["attention_mask"] = [np.ones(length, np.int64) for length in lengths]
-        length = self._padded_length(lengths)
-        return {name: self._column(name, values, lengths, length) for name, values in columns.items()}
+        lengths = np.array([len(ids) for ids in columns["input_ids"]])
+        length = self._padded_length(lengths.tolist())
+        batch = {name: self._column(name, values, lengths.tolist(), length) for name, values in columns.items()}
+        if "attention_mask" not in batch and "attention_mask" in self.tokenizer.model_input_names:
+            counted = np.arange(1, length + 1)  # from the end where padding does not go
+            counted = counted[::-1] if self.tokenizer.padding_side == "left" else counted
+            batch["attention_mask"] = torch.from_numpy((counted <= lengths[:, None]).astype(np.int64))
+        return batch
 
     def _padded_length(self, lengths: list[int]) -> int:
         longest = max(lengths)
@@ -210,7 +217,8 @@ class MLMCollator:
 
     def _column(self, name: str, values: list[np.ndarray], lengths: list[int], length: int) -> Tensor | list[Any]:
         """One field of all examples, padded or stacked."""
-        if any(value.dtype.kind not in "biuf" for value in values):
+        kinds = {value.dtype.kind for value in values}
+        if not kinds <= set("biuf"):
             return [value.tolist() for value in values]
         per_token = all(value.ndim and len(value) == n for value, n in zip(values, lengths, strict=True))
         inner = {value.shape[1:] if per_token else value.shape for value in values}
@@ -219,7 +227,6 @@ class MLMCollator:
                 f"the field {name} has shapes {sorted({value.shape for value in values})} for examples of "
                 f"{sorted(set(lengths))} tokens; drop it, or give it one value per token or one shape"
             )
-        kinds = {value.dtype.kind for value in values}
         dtype = np.float32 if "f" in kinds else np.bool_ if kinds == {"b"} else np.int64
         if not per_token:
             return torch.from_numpy(np.stack(values).astype(dtype))
@@ -279,5 +286,11 @@ def _known_tensors(kind: str) -> str:
 
 
 def _array(value: Any) -> np.ndarray:
+    if type(value) is list and value and type(value[0]) is int:  # what most examples are: a third of numpy's time
+        try:
+            packed = struct.pack(f"{len(value)}q", *value)
+        except struct.error:  # not all are integers, or not of 64 bits
+            return np.asarray(value)
+        return np.frombuffer(packed, np.int64)
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     return array if array.size else array.astype(np.int64)  # numpy takes an empty list for floats

@@ -85,7 +85,7 @@ def draw_scores(like: Tensor, generator: torch.Generator | None = None) -> Tenso
     if length > MAX_POSITIONS:
         raise ValueError(f"length {length} exceeds {MAX_POSITIONS} positions; cut the input into shorter pieces")
     bits = torch.randint(0, 1 << 32, like.shape, generator=generator, device=like.device, dtype=torch.int64)
-    return (bits << POSITION_BITS) | torch.arange(length, device=like.device)
+    return bits.bitwise_left_shift_(POSITION_BITS).bitwise_or_(torch.arange(length, device=like.device))
 
 
 def hash_scores(seed: int, visits: Tensor, pieces: Tensor, positions: Tensor) -> Tensor:

@@ -68,6 +68,39 @@ def test_pads_whatever_holds_ids(side, convert, bare):
     assert all(value.dtype == torch.int64 for value in batch.values())
 
 
+@pytest.mark.parametrize(
+    ("values", "expected", "dtype"),
+    [
+        ([3, 4, 5], [3, 4, 5], torch.int64),
+        ([3, True, 5], [3, 1, 5], torch.int64),
+        ([True, False, True], [True, False, True], torch.bool),
+        ([1, 2.5, 3], [1.0, 2.5, 3.0], torch.float32),
+        ([1.5, 2, 3], [1.5, 2.0, 3.0], torch.float32),
+        ([np.int16(3), 4, 5], [3, 4, 5], torch.int64),
+        ([[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4], [5, 6]], torch.int64),
+    ],
+)
+def test_lists_mean_what_numpy_takes_them_for(tokenizer, values, expected, dtype):
+    batch = MLMCollator(tokenizer)([{"input_ids": [5, 6, 7], "field": values}])
+    assert batch["field"].dtype == dtype
+    assert batch["field"].tolist() == [expected]
+
+
+def test_lists_of_more_than_integers_are_passed_on(tokenizer):
+    fields = {"words": [1, "a", None], "large": [1, 2**70, 3]}
+    batch = MLMCollator(tokenizer)([{"input_ids": [5, 6, 7], "large": fields["large"]}])
+    assert batch["large"] == [fields["large"]]
+    batch = MLMCollator(tokenizer)([{"input_ids": [5, 6, 7], "words": np.array(fields["words"], dtype=object)}])
+    assert batch["words"] == [fields["words"]]
+
+
+@pytest.mark.parametrize("ids", [[5, -1, 4], [5, 10**6, 4]])
+def test_ids_that_the_tokenizer_does_not_know_are_not_special(tokenizer, ids):
+    batch = MLMCollator(tokenizer, mlm_probability=1.0)([ids])
+    known_special = [i in tokenizer.all_special_ids for i in ids]
+    assert (batch["labels"][0] == IGNORE_INDEX).tolist() == known_special
+
+
 def test_takes_and_gives_batch_encodings(tokenizer):
     examples = [tokenizer(text, return_special_tokens_mask=True) for text in ("w1 w2 w3", "w4")]
     assert isinstance(examples[0], transformers.BatchEncoding)
