@@ -1,5 +1,7 @@
 """The slow, obvious store for tests: a list of random pieces."""
 
+from functools import cached_property
+
 import numpy as np
 
 from mlm_pytorch.tokens import SpecialTokens
@@ -15,6 +17,10 @@ class ListStore:
         self.special = special
         self.pieces = [generator.integers(5, special.num_tokens, n).astype(np.uint16) for n in lengths]
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.pieces))
+
     def __len__(self) -> int:
         return len(self.pieces)
 
@@ -22,4 +28,8 @@ class ListStore:
         return self.pieces[index]
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        return np.array([len(self.pieces[i]) for i in indices], dtype=np.int64)
+        return self._lengths[indices]
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)

@@ -1,134 +1,150 @@
-"""The order in which training reads a store: computed, never stored, so that resuming costs nothing.
+"""What a step reads: packs or padded batches, in the computed order, by any number of processes, from any point on.
 
-The pieces of all epochs form one endless sequence: epoch e walks a pseudo-random permutation of the store, keyed by
-(seed, e). The sequence is dealt to G virtual streams, number g to stream g mod G, and each stream packs its own packs.
-Pack k comes from stream k mod G, whatever the number of processes: a rank reads the streams s with s mod world_size =
-rank. What must be remembered is, per stream, how far it has drawn and which pieces wait for a place.
+Batch k comes from stream k mod G and goes to process k mod world_size, whatever the number of processes. What must be
+remembered is, per stream, how far it has drawn and which pieces wait for a place.
+
+"Every piece once an epoch" is exact per visit: visit v of each piece is served once, no sooner than any other visit of
+its stream that waits long (see `take_pack` and `take_rows`). An epoch has no border in time: while the last pieces of
+one visit wait for a place, the first of the next are served, and streams may be some packs ahead of each other. A store
+smaller than a pack is repeated within it, each visit under masks of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import gcd
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from mlm_pytorch.data.packing import Pack, Pieces, Waiting, build_pack, take_pack
+from mlm_pytorch.data.order import NUM_STREAMS, Order
+from mlm_pytorch.data.packing import NOTHING, Pack, Pieces, Upcoming, Waiting, build_pack, take_pack
+from mlm_pytorch.data.padding import PaddedBatch, build_padded, take_rows
 
-NUM_STREAMS = 16
 _DRAW_AHEAD = 256  # serials whose order is computed in one go
-_ROUNDS = 6
-_MASK64 = (1 << 64) - 1
 
-
-def _mix64(x: int) -> int:
-    """One step of the splitmix64 generator's output function (Steele et al. 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & _MASK64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return x ^ (x >> 31)
-
-
-def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where a keyed pseudo-random permutation of range(size) puts each index.
-
-    Rounds of adding, multiplying by an odd number and folding the high bits down are each invertible on b-bit numbers,
-    where 2^b is the power of two at or above `size`; an index that lands beyond `size` is sent through again until it
-    does not (cycle walking, Black and Rogaway 2002), two passes at most on average. O(1) memory at any size.
-
-    Example:
-        >>> sorted(permute(np.arange(10), 10, key=1).tolist()) == list(range(10))
-        True
-    """
-    bits = max(2, (size - 1).bit_length())
-    mask = np.uint64((1 << bits) - 1)
-    fold = np.uint64((bits + 1) // 2)
-    constants = []
-    state = key & _MASK64
-    for _ in range(2 * _ROUNDS):
-        state = _mix64(state)
-        constants.append(np.uint64(state))
-    result = index.astype(np.uint64)
-    todo = np.arange(len(result))
-    while len(todo):
-        x = result[todo]
-        for add, multiply in zip(constants[::2], constants[1::2], strict=True):
-            x = ((x + add) * (multiply | np.uint64(1))) & mask
-            x ^= x >> fold
-        result[todo] = x
-        todo = todo[x >= size]
-    return result.astype(np.int64)
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class Order:
-    """Which piece comes when. Stateless: any part of it is computed from its number alone.
+class Layout(Generic[B]):
+    """How pieces become batches.
 
     Attributes:
-        num_pieces: pieces in the store.
-        seed: another seed, another order.
-        num_streams: G, fixed for a run.
+        choose: takes the queue, the budget of tokens, what comes next and the patience in draws; returns the pieces of
+            a batch and those that then wait.
+        build: lays the store's pieces, at their visits, out within the budget of tokens.
+        num_streams: G where none is asked for.
     """
 
-    num_pieces: int
-    seed: int
-    num_streams: int = NUM_STREAMS
+    choose: Callable[[Waiting, int, Upcoming, int], tuple[Waiting, Waiting]]
+    build: Callable[[Pieces, np.ndarray, np.ndarray, int], B]
+    num_streams: int
 
-    def serve(self, stream: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pieces and visits of the serials start … start + count - 1 of a stream, each (count,) int64."""
-        sequence = stream + self.num_streams * np.arange(start, start + count, dtype=np.int64)
-        visits, offsets = np.divmod(sequence, self.num_pieces)
-        pieces = np.empty_like(offsets)
-        for visit in np.unique(visits).tolist():
-            here = visits == visit
-            pieces[here] = permute(offsets[here], self.num_pieces, key=_mix64(self.seed ^ _mix64(visit)))
-        return pieces, visits
+
+FLAT: Layout[Pack] = Layout(lambda w, capacity, upcoming, _: take_pack(w, capacity, upcoming), build_pack, NUM_STREAMS)
+# One queue for all: it must gather pieces of like lengths, and does so the sooner the more pieces pass by.
+PADDED: Layout[PaddedBatch] = Layout(take_rows, build_padded, 1)
 
 
 def count_tokens(store: Pieces, max_pieces: int = 8192) -> np.ndarray:
-    """How often each token occurs (num_tokens,) int64 in up to `max_pieces` pieces spread evenly over a store."""
-    chosen = np.linspace(0, len(store) - 1, min(max_pieces, len(store))).astype(np.int64)
+    """How often each token occurs (num_tokens,) int64 in up to `max_pieces` pieces: runs of 32, evenly over a store."""
+    runs = max(1, max_pieces // 32)
+    if len(store) <= max_pieces:
+        chosen = range(len(store))
+    else:
+        starts = np.linspace(0, len(store) - max_pieces // runs, runs).astype(np.int64)
+        chosen = (starts[:, None] + np.arange(max_pieces // runs)).flatten().tolist()
     counts = np.zeros(store.special.num_tokens, dtype=np.int64)
-    for index in chosen.tolist():
-        np.add.at(counts, store.piece(index), 1)
+    for index in chosen:
+        counts += np.bincount(store.piece(index), minlength=len(counts))
     return counts
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a stream has come: serials drawn so far, and those drawn that still wait, oldest first."""
+    """How far a stream has come: serials drawn so far, and those drawn that still wait."""
 
     drawn: int = 0
-    waiting: tuple[Waiting, ...] = ()
+    waiting: Waiting = NOTHING
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a reader stands: the next pack's number and every stream's cursor. Plain data, saved as JSON."""
+    """Where a reader stands: the next batch's number and every stream's cursor. Plain data, saved as JSON."""
 
+    num_pieces: int  # of the store that it is a position in
     next_pack: int
     cursors: tuple[Cursor, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers and lists; lengths are left out, since the store knows them."""
+        """As numbers and lists."""
         return {
+            "num_pieces": self.num_pieces,
             "next_pack": self.next_pack,
             "drawn": [cursor.drawn for cursor in self.cursors],
-            "waiting": [[w.serial for w in cursor.waiting] for cursor in self.cursors],
+            "waiting": [cursor.waiting.serials.tolist() for cursor in self.cursors],
+            "lengths": [cursor.waiting.lengths.tolist() for cursor in self.cursors],
         }
 
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Position":
+        """The inverse of `to_json`."""
+        return cls(
+            saved["num_pieces"],
+            saved["next_pack"],
+            tuple(
+                Cursor(drawn, Waiting(np.array(serials, np.int64), np.array(lengths, np.int64)))
+                for drawn, serials, lengths in zip(saved["drawn"], saved["waiting"], saved["lengths"], strict=True)
+            ),
+        )
 
-class Reader:
-    """Packs in training order, for one of `world_size` processes.
+    @classmethod
+    def merge(cls, positions: Sequence["Position"]) -> "Position":
+        """The position of a whole run from those of all its processes, each of which follows its own streams only.
+
+        Raises:
+            ValueError: processes that stand at different batches.
+        """
+        numbers = {position.next_pack for position in positions}
+        if len(numbers) != 1:
+            raise ValueError(f"processes stand at different batches {sorted(numbers)}; save all after the same step")
+        cursors = zip(*(position.cursors for position in positions), strict=True)
+        furthest = tuple(max(same, key=lambda cursor: cursor.drawn) for same in cursors)
+        return cls(positions[0].num_pieces, numbers.pop(), furthest)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pieces of a batch that is not yet built, and how often each was served before: (n,) int64 each."""
+
+    pieces: np.ndarray
+    visits: np.ndarray
+
+
+class Reader(Generic[B]):
+    """Batches in training order, for one of `world_size` processes: packs, or padded batches with layout=PADDED.
+
+    `take` is `choose`, which keeps the books and must run in order, then `build`, which reads the tokens, depends on
+    nothing but its argument, and may run anywhere.
 
     Args:
         store: what to read.
-        capacity: T, the tokens of a pack.
+        capacity: T, the tokens of a pack, or the budget of a padded batch.
         seed: of the order.
-        num_streams: G; the same for a run's whole life.
-        rank, world_size: this process, and how many there are; G must be a multiple of `world_size`.
+        longest: tokens of the store's longest piece, framing counted.
+        layout: FLAT or PADDED.
+        num_streams: G; the same for a run's whole life. By default the layout's.
+        rank, world_size: this process, and how many there are. Any number reads the same batches. Where G is a
+            multiple of it, a process follows its own streams alone; else up to G of them, of which it builds its part.
 
     Raises:
-        ValueError: an empty store, a capacity below the store's longest piece, or streams that cannot be dealt.
+        ValueError: an empty store, a capacity below the store's longest piece, or numbers that cannot be.
+
+    Example:
+        >>> reader = Reader(store, 8192, seed=0, longest=store.seq_len)
+        >>> first, second = reader.take(2)
+        >>> resumed = Reader(store, 8192, seed=0, longest=store.seq_len, rank=1, world_size=3)
+        >>> resumed.restore(reader.position.to_json())
     """
 
     def __init__(
@@ -138,80 +154,93 @@ class Reader:
         *,
         seed: int,
         longest: int,
-        num_streams: int = NUM_STREAMS,
+        layout: Layout[B] = FLAT,  # type: ignore[assignment]  # the default of a type variable is always an exception
+        num_streams: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
+        num_streams = layout.num_streams if num_streams is None else num_streams
         if len(store) == 0:
             raise ValueError("the store holds no pieces; there is nothing to train on")
         if longest > capacity:
             raise ValueError(
                 f"a pack of {capacity} tokens cannot hold a piece of {longest}; raise --pack-tokens or lower --seq-len"
             )
-        if num_streams % world_size:
-            fits = ", ".join(str(n) for n in range(1, num_streams + 1) if num_streams % n == 0)
-            raise ValueError(f"{num_streams} streams cannot be dealt to {world_size} processes; use one of {fits}")
-        self.store, self.capacity = store, capacity
-        self.order = Order(len(store), seed, num_streams)
+        if num_streams < 1:
+            raise ValueError(f"num_streams {num_streams} is too small; give at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not among the {world_size} processes; count from 0")
+        framing = len(store.special.prefix) + len(store.special.suffix)
+        mean_length = store.num_tokens / len(store) + framing
+        self.store, self.capacity, self.layout = store, capacity, layout
+        self.order = Order(len(store), seed, num_streams, block=max(1, int(capacity / mean_length)))
+        self.patience = min(2 * capacity, max(64, len(store) // (4 * num_streams)))
         self.rank, self.world_size = rank, world_size
-        self.position = Position(0, (Cursor(),) * num_streams)
-        self._framing = len(store.special.prefix) + len(store.special.suffix)
-        self._ahead: dict[int, tuple[int, list[Waiting]]] = {}  # a cache: nothing in it is state
+        self.position = Position(len(store), 0, (Cursor(),) * num_streams)
+        self._framing = framing
+        self._ahead: dict[int, Waiting] = {}  # a cache: nothing in it is state
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continue where `Position.to_json` was taken; costs the same after any number of packs.
+        """Continue where `Position.to_json` was taken; costs the same after any number of batches.
 
         Raises:
-            ValueError: a position saved with another number of streams.
+            ValueError: a position saved with another store or number of streams.
         """
+        if saved["num_pieces"] != len(self.store):
+            raise ValueError(
+                f"the saved position is in a store of {saved['num_pieces']:,} pieces, this one has "
+                f"{len(self.store):,}; continue with the store that the run began with"
+            )
         if len(saved["drawn"]) != self.order.num_streams:
             raise ValueError(
                 f"the saved position has {len(saved['drawn'])} streams, this run {self.order.num_streams}; "
                 "keep them equal"
             )
-        cursors = []
-        for stream, (drawn, serials) in enumerate(zip(saved["drawn"], saved["waiting"], strict=True)):
-            pieces = np.array([self.order.serve(stream, serial, 1)[0][0] for serial in serials], dtype=np.int64)
-            lengths = (self.store.lengths(pieces) + self._framing).tolist() if serials else []
-            cursors.append(Cursor(drawn, tuple(Waiting(s, n) for s, n in zip(serials, lengths, strict=True))))
-        self.position = Position(saved["next_pack"], tuple(cursors))
+        self.position = Position.from_json(saved)
+        self._ahead = {}
 
-    def _draw(self, stream: int, serial: int) -> Waiting:
-        start, chunk = self._ahead.get(stream, (0, []))
-        if not start <= serial < start + len(chunk):
-            start = serial
-            pieces, _ = self.order.serve(stream, start, _DRAW_AHEAD)
-            lengths = (self.store.lengths(pieces) + self._framing).tolist()
-            chunk = [Waiting(start + i, length) for i, length in enumerate(lengths)]
-            self._ahead[stream] = (start, chunk)
-        return chunk[serial - start]
-
-    def _next_pack(self, stream: int) -> Pack:
-        cursor = self.position.cursors[stream]
-        drawn, waiting = cursor.drawn, list(cursor.waiting)
-
-        def draw() -> Waiting:
-            nonlocal drawn
-            drawn += 1
-            return self._draw(stream, drawn - 1)
-
-        taken = take_pack(waiting, self.capacity, draw)
-        cursors = list(self.position.cursors)
-        cursors[stream] = Cursor(drawn, tuple(waiting))
-        self.position = Position(self.position.next_pack, tuple(cursors))
-        serials = np.array([w.serial for w in taken], dtype=np.int64)
-        low, high = int(serials.min()), int(serials.max())
-        pieces, visits = self.order.serve(stream, low, high - low + 1)
-        return build_pack(self.store, pieces[serials - low], visits[serials - low], self.capacity)
-
-    def take(self, num_packs: int) -> Iterator[Pack]:
-        """The next `num_packs` packs of all processes; this one builds and yields those of its own streams."""
-        first = self.position.next_pack
-        for number in range(first, first + num_packs):
+    def choose(self, num_packs: int) -> Iterator[Chosen]:
+        """The next `num_packs` batches of all processes; yields this one's, yet to be built."""
+        shared = gcd(self.order.num_streams, self.world_size)
+        for _ in range(num_packs):
+            number = self.position.next_pack
             stream = number % self.order.num_streams
-            if stream % self.world_size == self.rank:
-                pack = self._next_pack(stream)
-                self.position = Position(number + 1, self.position.cursors)
-                yield pack
-            else:
-                self.position = Position(number + 1, self.position.cursors)
+            cursors, chosen = self.position.cursors, None
+            if stream % shared == self.rank % shared:  # some batch of this stream is ours
+                taken, cursor = self._take(stream, cursors[stream])
+                cursors = (*cursors[:stream], cursor, *cursors[stream + 1 :])
+                if number % self.world_size == self.rank:
+                    chosen = Chosen(*self.order.serve(stream, taken.serials))
+            self.position = Position(len(self.store), number + 1, cursors)
+            if chosen is not None:
+                yield chosen
+
+    def build(self, chosen: Chosen) -> B:
+        """Lay out what was chosen. A pure function; several threads may run it at once."""
+        return self.layout.build(self.store, chosen.pieces, chosen.visits, self.capacity)
+
+    def take(self, num_packs: int) -> Iterator[B]:
+        """The next `num_packs` batches of all processes; this one builds and yields its own."""
+        return map(self.build, self.choose(num_packs))
+
+    def _take(self, stream: int, cursor: Cursor) -> tuple[Waiting, Cursor]:
+        def upcoming(count: int) -> Waiting:
+            return self._upcoming(stream, cursor.drawn, count)
+
+        taken, waiting = self.layout.choose(cursor.waiting, self.capacity, upcoming, self.patience)
+        drawn = cursor.drawn + len(taken) + len(waiting) - len(cursor.waiting)
+        return taken, Cursor(drawn, waiting)
+
+    def _upcoming(self, stream: int, drawn: int, count: int) -> Waiting:
+        """The pieces of a stream from serial `drawn` on."""
+        ahead = self._ahead.get(stream, NOTHING)
+        offset = drawn - int(ahead.serials[0]) if len(ahead) else 0
+        if not 0 <= offset <= len(ahead):
+            ahead, offset = NOTHING, 0
+        if offset + count > len(ahead):
+            start = drawn + len(ahead) - offset
+            serials = np.arange(start, start + max(count, _DRAW_AHEAD))
+            pieces, _ = self.order.serve(stream, serials)
+            ahead = ahead[offset:] + Waiting(serials, self.store.lengths(pieces) + self._framing)
+            self._ahead[stream], offset = ahead, 0
+        return ahead[offset : offset + count]

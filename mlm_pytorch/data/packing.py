@@ -3,7 +3,7 @@
 Shapes: T tokens of a pack, D pieces in it (the padding at its end counts as one more, where there is any).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,14 @@ LOOKAHEAD = 64  # pieces that wait for a place; enough to fill more than 99.8% o
 
 
 class Pieces(Protocol):
-    """What packing needs of a store."""
+    """What packing and reading need of a store."""
 
     special: SpecialTokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces, without framing."""
+        ...
 
     def __len__(self) -> int: ...
     def piece(self, index: int) -> np.ndarray:
@@ -29,12 +34,35 @@ class Pieces(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Waiting:
-    """A piece that waits for a place: `serial` is its place in the stream's order, `length` counts its framing."""
+    """Pieces that wait for a place, or come next: (n,) int64 each, oldest first.
 
-    serial: int
-    length: int
+    Attributes:
+        serials: the pieces' places in their stream's order.
+        lengths: in tokens, framing counted.
+    """
+
+    serials: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.serials)
+
+    def __getitem__(self, index: slice | np.ndarray) -> "Waiting":
+        return Waiting(self.serials[index], self.lengths[index])
+
+    def __add__(self, other: "Waiting") -> "Waiting":
+        return Waiting(
+            np.concatenate((self.serials, other.serials)),
+            np.concatenate((self.lengths, other.lengths)),
+        )
+
+
+NOTHING = Waiting(np.empty(0, np.int64), np.empty(0, np.int64))
+
+Upcoming = Callable[[int], Waiting]
+"""Looks at the next n pieces of a stream without drawing them."""
 
 
 @dataclass(frozen=True)
@@ -69,67 +97,84 @@ class Pack:
         return np.arange(len(self.input_ids)) - np.repeat(self.cu_seqlens[:-1], self.lengths)
 
 
-def take_pack(waiting: list[Waiting], capacity: int, draw: Callable[[], Waiting]) -> list[Waiting]:
-    """Choose the pieces of the next pack and take them out of `waiting`, which `draw` keeps topped up.
+def take_pack(waiting: Waiting, capacity: int, upcoming: Upcoming) -> tuple[Waiting, Waiting]:
+    """Choose the pieces of the next pack: returns those taken, and those that then wait, drawn ones among them.
 
-    Oldest first while the oldest fits; what room is then left takes the largest waiting piece that fits, and again,
-    until none does. The oldest piece always opens the next pack, so none waits for longer than one pack.
+    Oldest first while the oldest fits; what room is then left takes the largest of the next `LOOKAHEAD` pieces that
+    fits, and again, until none does. The oldest always opens the next pack, so a piece waits for at most as many packs
+    as there are pieces before it in the queue.
 
     Args:
-        waiting: the queue, oldest first; changed in place.
+        waiting: the queue, at most `LOOKAHEAD` pieces.
         capacity: T. No piece may be longer.
-        draw: gives the stream's next piece.
+        upcoming: what comes after the queue.
 
     Example:
-        >>> queue = [Waiting(i, n) for i, n in enumerate([6, 5, 2, 3])]
-        >>> [w.length for w in take_pack(queue, 10, iter([Waiting(9, 7)] * 99).__next__)]
-        [6, 3]
+        >>> def upcoming(n): return Waiting(np.arange(4, 4 + n), np.full(n, 7))
+        >>> taken, left = take_pack(Waiting(np.arange(4), np.array([6, 5, 2, 3])), 10, upcoming)
+        >>> taken.lengths.tolist(), left.lengths.tolist()[:3], len(left)
+        ([6, 3], [5, 2, 7], 63)
     """
-    taken: list[Waiting] = []
-    room = capacity
+    queue = waiting
     while True:
-        while len(waiting) < LOOKAHEAD:
-            waiting.append(draw())
-        if waiting[0].length > room:
+        fit = int(np.searchsorted(queue.lengths.cumsum(), capacity, side="right"))
+        missing = fit + LOOKAHEAD - len(queue)
+        if missing <= 0:
             break
-        taken.append(waiting.pop(0))
-        room -= taken[-1].length
-    assert taken, "a piece is longer than a pack"
+        queue = waiting + upcoming(len(queue) - len(waiting) + missing)
+    assert fit, "a piece is longer than a pack"
+    taken = np.zeros(len(queue), dtype=bool)
+    taken[:fit] = True
+    room = capacity - int(queue.lengths[:fit].sum())
+    candidates = queue.lengths[fit:].copy()
     while room:
-        best = -1
-        for i, candidate in enumerate(waiting):
-            if candidate.length <= room and (best < 0 or candidate.length > waiting[best].length):
-                best = i
-        if best < 0:
+        fitting = np.where(candidates <= room, candidates, 0)
+        best = int(fitting.argmax())  # the oldest of the largest
+        if not fitting[best]:
             break
-        taken.append(waiting.pop(best))
-        room -= taken[-1].length
-    return taken
+        taken[fit + best] = True
+        room -= int(candidates[best])
+        candidates[best] = capacity + 1
+    return queue[taken], queue[~taken]
 
 
-def build_pack(store: Pieces, pieces: np.ndarray, visits: np.ndarray, capacity: int) -> Pack:
-    """Lay pieces end to end, longest first, and fill the rest of `capacity` with padding.
+def build_pack(store: Pieces, pieces: np.ndarray, visits: np.ndarray, capacity: int | None = None) -> Pack:
+    """Lay pieces end to end, longest first, and fill the rest of `capacity` with padding; None leaves no rest.
 
     Like lengths lie side by side, so that attention takes them as one block.
     """
     special = store.special
-    order = np.argsort(-store.lengths(pieces), kind="stable")
-    pieces, visits = pieces[order], visits[order]
     prefix, suffix = len(special.prefix), len(special.suffix)
+    tokens = [store.piece(index) for index in pieces.tolist()]
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens)) + (prefix + suffix)
+    order = np.argsort(-lengths, kind="stable")
+    pieces, visits, lengths = pieces[order], visits[order], lengths[order]
+    ends = lengths.cumsum()
+    used = int(ends[-1])
+    capacity = used if capacity is None else capacity
     input_ids = np.full(capacity, special.pad_token_id, dtype=np.int64)
-    lengths = np.empty(len(pieces), dtype=np.int64)
-    start = 0
-    for i, index in enumerate(pieces.tolist()):
-        tokens = store.piece(index)
-        end = start + prefix + len(tokens)
-        input_ids[start : start + prefix] = special.prefix
-        input_ids[start + prefix : end] = tokens
-        input_ids[end : end + suffix] = special.suffix
-        lengths[i] = end + suffix - start
-        start = end + suffix
-    if start < capacity:
-        lengths = np.append(lengths, capacity - start)
+    framing = np.zeros(used, dtype=bool)
+    for i, token in enumerate(special.prefix):
+        where = ends - lengths + i
+        input_ids[where], framing[where] = token, True
+    for i, token in enumerate(special.suffix):
+        where = ends - suffix + i
+        input_ids[where], framing[where] = token, True
+    input_ids[:used][~framing] = np.concatenate([tokens[i] for i in order.tolist()])
+    if used < capacity:
+        lengths = np.append(lengths, capacity - used)
         pieces, visits = np.append(pieces, -1), np.append(visits, 0)
+    return Pack(input_ids, lengths, pieces, visits)
+
+
+def join_packs(packs: Sequence[Pack]) -> Pack:
+    """Several packs end to end as one, for a device that takes more than one at a time: (m T,) tokens.
+
+    Masks and losses are those of the packs one by one, since both belong to pieces.
+    """
+    input_ids, lengths, pieces, visits = (
+        np.concatenate([getattr(pack, name) for pack in packs]) for name in ("input_ids", "lengths", "pieces", "visits")
+    )
     return Pack(input_ids, lengths, pieces, visits)
 
 
@@ -151,4 +196,4 @@ def sequential_packs(store: Pieces, capacity: int, max_pieces: int | None = None
             held.append(index)
             room -= length
     if held:
-        yield build_pack(store, np.array(held), np.zeros(len(held), np.int64), capacity - room)
+        yield build_pack(store, np.array(held), np.zeros(len(held), np.int64))

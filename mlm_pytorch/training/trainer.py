@@ -1,12 +1,11 @@
 """The training loop: packs in, steps out, nothing lost on the way."""
 
 import math
-import queue
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -15,7 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mlm_pytorch.data.batches import Position, Reader
+from mlm_pytorch.data.batches import Chosen, Position, Reader
+from mlm_pytorch.data.packing import Pack
+from mlm_pytorch.data.prefetch import prefetch
 from mlm_pytorch.masking import RateSchedule
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
@@ -111,7 +112,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        reader: Reader,
+        reader: Reader[Pack],
         config: TrainConfig,
         folder: Path,
         *,
@@ -191,46 +192,16 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------- data
 
-    def _batches(self, stop: threading.Event) -> Iterator[Batch]:
-        """Make the packs of coming steps in a thread of its own; a pack is a pure function of the reader's position."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH)
-        first = self.progress.step
-
-        def make(step: int) -> Batch:
+    def _plans(self, step: int) -> Iterator[tuple[int, list[Chosen], Position]]:
+        """Masking rate, packs and the reader's position after them, of the steps from `step` on."""
+        while True:
             rate = self.rate(min(1.0, step / self.progress.total_steps) if self.progress.total_steps else 0.0)
-            packs = [self.masker(pack, rate) for pack in self.reader.take(self.packs_per_step)]
-            return Batch(packs, self.reader.position)
+            yield rate, list(self.reader.choose(self.packs_per_step)), self.reader.position
+            step += 1
 
-        def work() -> None:
-            # One thread for this thread's own operations: a second team of them would fight the training's for cores.
-            torch.set_num_threads(1)
-            step = first
-            while not stop.is_set():
-                try:
-                    item: Batch | BaseException = make(step)
-                except (OSError, ValueError, RuntimeError) as error:  # handed to the training thread
-                    item = error
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if isinstance(item, BaseException):
-                    return
-                step += 1
-
-        thread = threading.Thread(target=work, name="packs", daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+    def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:
+        rate, chosen, position = plan
+        return Batch([self.masker(self.reader.build(pack), rate) for pack in chosen], position)
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -310,26 +281,23 @@ class Trainer:
         """Train until the budget is spent or a signal asks to stop."""
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self._metrics_bytes)
         handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        stop = threading.Event()
         try:
-            self._loop(stop)
+            if not self._finished():
+                with closing(prefetch(self._plans(self.progress.step), self._make, ahead=PREFETCH)) as batches:
+                    self._loop(batches)
             self._evaluate()
             self.checkpoint()
         finally:
-            stop.set()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.metrics.close()
         return self._finished()
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _loop(self, batches: Iterator[Batch]) -> None:
         self.model.train()
-        batches = self._batches(stop)
         every = Budget.parse(self.config.checkpoint_every)
         saved_at, shown_at = time.monotonic(), 0.0
         saved_step = self.progress.step
-        if self._finished():
-            return
         batch = next(batches)
         mark = time.monotonic()
         if not self.progress.total_steps:
@@ -355,7 +323,6 @@ class Trainer:
                 saved_at, saved_step = time.monotonic(), self.progress.step
             batch = next(batches)
         self._show(values["loss"], force=True)
-        batches.close()  # type: ignore[attr-defined]
 
     def _evaluation_due(self) -> bool:
         return int(self.progress.share * self.config.evaluations) > self._evaluations

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from list_store import SPECIAL, ListStore
 
-from mlm_pytorch.data.packing import LOOKAHEAD, Waiting, build_pack, sequential_packs, take_pack
+from mlm_pytorch.data.packing import (
+    LOOKAHEAD,
+    NOTHING,
+    Waiting,
+    build_pack,
+    join_packs,
+    sequential_packs,
+    take_pack,
+)
 from mlm_pytorch.tokens import SpecialTokens
 
 UNFRAMED = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 4))
@@ -30,27 +38,53 @@ def unpack(pack, special: SpecialTokens) -> dict[int, list[int]]:
     return found
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(50, 200))
-def test_take_pack_serves_each_once_and_none_waits_long(lengths, capacity):
+def slow_pack(waiting: list[tuple[int, int]], capacity: int, draw) -> list[tuple[int, int]]:
+    """The obvious best fit, one (serial, length) at a time; changes the queue."""
+    taken, room = [], capacity
+    while True:
+        while len(waiting) < LOOKAHEAD:
+            waiting.append(draw())
+        if waiting[0][1] > room:
+            break
+        taken.append(waiting.pop(0))
+        room -= taken[-1][1]
+    while fitting := [w for w in waiting if w[1] <= room]:
+        taken.append(max(fitting, key=lambda w: (w[1], -w[0])))
+        waiting.remove(taken[-1])
+        room -= taken[-1][1]
+    return taken
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(50, 400))
+def test_take_pack_is_best_fit_and_none_waits_long(lengths, capacity):
     serials = count()
-    waiting: list[Waiting] = []
+    slow_waiting: list[tuple[int, int]] = []
 
-    def draw() -> Waiting:
+    def draw() -> tuple[int, int]:
         serial = next(serials)
-        return Waiting(serial, lengths[serial % len(lengths)])
+        return serial, lengths[serial % len(lengths)]
 
-    served: list[int] = []
-    for number in range(6):
-        oldest = waiting[0].serial if waiting else 0
-        taken = take_pack(waiting, capacity, draw)
-        assert sum(w.length for w in taken) <= capacity
-        assert taken[0].serial == oldest, "the oldest opens the pack"
-        assert len(waiting) <= LOOKAHEAD
-        room = capacity - sum(w.length for w in taken)
-        assert all(w.length > room for w in waiting), "something that waits would still fit"
-        served += [w.serial for w in taken]
-        assert len(set(served)) == len(served), f"pack {number} serves a piece again"
-    assert sorted(served + [w.serial for w in waiting]) == list(range(next(serials)))
+    waiting, drawn = NOTHING, 0
+
+    def upcoming(number: int) -> Waiting:
+        ahead = np.arange(drawn, drawn + number)
+        return Waiting(ahead, np.array(lengths)[ahead % len(lengths)])
+
+    served: set[int] = set()
+    for _ in range(6):
+        expected = slow_pack(slow_waiting, capacity, draw)
+        oldest = int(waiting.serials[0]) if len(waiting) else 0
+        taken, left = take_pack(waiting, capacity, upcoming)
+        drawn += len(taken) + len(left) - len(waiting)
+        waiting = left
+        assert sorted(taken.serials.tolist()) == sorted(serial for serial, _ in expected)
+        assert list(zip(waiting.serials.tolist(), waiting.lengths.tolist(), strict=True)) == slow_waiting
+        assert oldest in taken.serials, "the oldest opens the pack"
+        room = capacity - int(taken.lengths.sum())
+        assert room >= 0 and (waiting.lengths > room).all(), "something that waits would still fit"
+        assert served.isdisjoint(taken.serials.tolist())
+        served.update(taken.serials.tolist())
+    assert served | set(waiting.serials.tolist()) == set(range(drawn))
 
 
 @given(
@@ -82,12 +116,33 @@ def test_sequential_packs_serve_every_piece_once_in_order(lengths, capacity, lim
     assert seen == {i: piece.tolist() for i, piece in enumerate(store.pieces[:limit])}
 
 
+@given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_joined_packs_are_the_packs_one_after_another(groups):
+    packs = []
+    for number, lengths in enumerate(groups):
+        pieces = np.arange(len(lengths))
+        packs.append(build_pack(ListStore(lengths), pieces, pieces + number, 150))
+    joined = join_packs(packs)
+    assert joined.input_ids.tolist() == [i for pack in packs for i in pack.input_ids.tolist()]
+    assert joined.positions.tolist() == [i for pack in packs for i in pack.positions.tolist()]
+    assert joined.num_tokens == sum(pack.num_tokens for pack in packs)
+    for name in ("lengths", "pieces", "visits"):
+        assert getattr(joined, name).tolist() == [i for pack in packs for i in getattr(pack, name).tolist()]
+
+
 def test_fill_of_text_like_lengths():
     generator = np.random.default_rng(0)
     lengths = np.minimum(256, 5 + generator.geometric(0.02, 20_000))
     lengths[generator.random(20_000) < 0.34] = 256
-    serials, waiting, filled = count(), [], []
+    waiting, drawn, filled = NOTHING, 0, []
+
+    def upcoming(number: int) -> Waiting:
+        ahead = np.arange(drawn, drawn + number)
+        return Waiting(ahead, lengths[ahead % 20_000])
+
     for _ in range(300):
-        taken = take_pack(waiting, 8192, lambda: Waiting(s := next(serials), int(lengths[s % 20_000])))
-        filled.append(sum(w.length for w in taken) / 8192)
+        taken, left = take_pack(waiting, 8192, upcoming)
+        drawn += len(taken) + len(left) - len(waiting)
+        waiting = left
+        filled.append(int(taken.lengths.sum()) / 8192)
     assert np.mean(filled) > 0.998

@@ -215,6 +215,6 @@ def test_an_error_in_the_data_thread_reaches_the_caller(tmp_path, monkeypatch):
     def broken(num_packs):
         raise ValueError("the store is damaged")
 
-    monkeypatch.setattr(built.reader, "take", broken)
+    monkeypatch.setattr(built.reader, "choose", broken)
     with pytest.raises(ValueError, match="the store is damaged"):
         built.run()
