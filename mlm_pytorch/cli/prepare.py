@@ -129,7 +129,11 @@ def show_preparing(display: Display) -> Callable[[PrepareProgress], None]:
 
     def progress(state: PrepareProgress) -> None:
         share = state.bytes_done / state.bytes_total if state.bytes_total else 0.0
-        reading = {"tokenizer": "reading for the tokenizer", "duplicates": "looking for duplicates", "store": "tokenizing"}[state.stage]
+        reading = {
+            "tokenizer": "reading for the tokenizer",
+            "duplicates": "looking for duplicates",
+            "store": "tokenizing",
+        }[state.stage]
         display.show(reading, share, f"{state.documents:,} documents, {state.tokens:,} tokens")
 
     return progress

@@ -14,6 +14,7 @@ from mlm_pytorch.data.tokenizer import load_tokenizer
 from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
 from mlm_pytorch.evaluation import MaskedResult, masked_loss
 from mlm_pytorch.huggingface import check_export, export_encoder, load_encoder, model_folder
+from mlm_pytorch.masking import derive_words
 from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
@@ -61,7 +62,14 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
         Reader(store, _pack_tokens(config), seed=config.seed, longest=store.seq_len),
         config,
         folder,
-        masker=PackMasker(special, config.seed, config.replace_prob, config.random_token_prob),
+        masker=PackMasker(
+            special,
+            config.seed,
+            config.replace_prob,
+            config.random_token_prob,
+            selection=config.selection,
+            words=derive_words(tokenizer.backend) if config.selection in ("words", "ngrams") else None,
+        ),
         lr=config.lr or LEARNING_RATES[config.optimizer],
         packs_per_step=config.packs_per_step,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),

@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 # Collating and masking
 # ---------------------------------------------------------------------------------------------------------------------
 
-_SELECTIONS: dict[str, Callable[..., Tensor]] = {
-    "tokens": masking.select_tokens,
-    "words": masking.select_words,
-    "spans": masking.select_spans,
-    "ngrams": masking.select_ngrams,
-}
-_OF_WORDS = ("words", "ngrams")
 # Fields that would be wrong after masking, or that no model takes.
 _DROPPED = ("labels", "offset_mapping")
 # Shared counters of how often a loader worker of each number has started; see `MLMCollator._generator`.
@@ -245,11 +238,12 @@ class MLMCollator:
         if callable(self.selection):
             return self.selection
         name = "words" if self.whole_word_mask else self.selection
-        if name not in _SELECTIONS:
-            raise ValueError(f"selection {name!r} is unknown; pass one of {', '.join(_SELECTIONS)}, or a function")
-        select = _SELECTIONS[name]
+        if name not in masking.SELECTIONS:
+            known = ", ".join(masking.SELECTIONS)
+            raise ValueError(f"selection {name!r} is unknown; pass one of {known}, or a function")
+        select = masking.SELECTIONS[name]
         # The word table is derived here, once, and not in every loader worker.
-        return partial(select, words=masking.derive_words(self.tokenizer)) if name in _OF_WORDS else select
+        return partial(select, words=masking.derive_words(self.tokenizer)) if select in masking.OF_WORDS else select
 
     def _check(self) -> None:
         if not self.mlm:

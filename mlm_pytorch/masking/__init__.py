@@ -11,6 +11,8 @@ from mlm_pytorch.masking.scores import draw_scores, flat_scores, hash_rates, has
 from mlm_pytorch.masking.selection import (
     GPT_BERT_LENGTHS,
     NGRAM_LENGTHS,
+    OF_WORDS,
+    SELECTIONS,
     SPANBERT_LENGTHS,
     SpanLengths,
     max_selected,
@@ -25,6 +27,8 @@ from mlm_pytorch.masking.words import derive_words
 __all__ = [
     "GPT_BERT_LENGTHS",
     "NGRAM_LENGTHS",
+    "OF_WORDS",
+    "SELECTIONS",
     "SPANBERT_LENGTHS",
     "Corrupted",
     "RateSchedule",

@@ -301,3 +301,9 @@ def _join_units(layout: Layout, scores: Tensor, heads: Tensor, maskable: Tensor,
     dead = (~live).gather(-1, head)
     after_dead = torch.nn.functional.pad(dead[..., :-1], (1, 0))
     return heads & (dead | at_slot | after_dead)
+
+
+SELECTIONS = {"tokens": select_tokens, "words": select_words, "spans": select_spans, "ngrams": select_ngrams}
+"""By the name that `MLM`, the collator and the command line know them by. Those of `OF_WORDS` take `words`."""
+
+OF_WORDS = (select_words, select_ngrams)

@@ -330,16 +330,11 @@ def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _selection(selection: str | Selection, words: WordTable | None) -> Selection:
     """The function that selects. Raises ValueError for unknown names, and for words without a table."""
-    named = {
-        "tokens": masking.select_tokens,
-        "words": masking.select_words,
-        "spans": masking.select_spans,
-        "ngrams": masking.select_ngrams,
-    }
+    named = masking.SELECTIONS
     if isinstance(selection, str) and selection not in named:
         raise ValueError(f"selection {selection!r} is unknown; choose {', '.join(named)}, or pass a function")
     function = named[selection] if isinstance(selection, str) else selection
-    if function in (masking.select_words, masking.select_ngrams) and words is None:
+    if function in masking.OF_WORDS and words is None:
         raise ValueError(f"selection {selection!r} needs to know where words begin; pass words=derive_words(tokenizer)")
     if function is masking.select_tokens and words is not None:
         raise ValueError("selection 'tokens' has no use for words; drop them, or pass selection='words'")

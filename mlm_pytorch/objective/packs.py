@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.masking import corrupt, flat_scores, select_tokens
+from mlm_pytorch.masking import OF_WORDS, SELECTIONS, corrupt, flat_scores, select_balanced
 from mlm_pytorch.objective.head import Head, logits_at
 from mlm_pytorch.objective.loss import cross_entropy
-from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.tokens import SpecialTokens, WordTable
+
+BALANCED = "balanced"
 
 
 class Pack(Protocol):
@@ -96,25 +98,51 @@ class PackMasker:
         seed: of the masks.
         replace_prob: among the selected positions, the share not shown as it is.
         random_token_prob: among the selected positions, the share shown as a random token.
+        selection: "tokens", "words", "spans", "ngrams", or "balanced": each token in its turn, visit by visit.
+        words: the vocabulary's `WordTable`, for selections of whole words.
 
     Raises:
-        ValueError: `random_token_prob` above `replace_prob`, or probabilities outside [0, 1].
+        ValueError: an unknown selection, or one of words without a table. At the first call, `random_token_prob` above
+            `replace_prob`, or probabilities outside [0, 1].
     """
 
-    def __init__(self, special: SpecialTokens, seed: int, replace_prob: float = 1.0, random_token_prob: float = 0.0):
-        self.special, self.seed = special, seed
+    def __init__(
+        self,
+        special: SpecialTokens,
+        seed: int,
+        replace_prob: float = 1.0,
+        random_token_prob: float = 0.0,
+        *,
+        selection: str = "tokens",
+        words: WordTable | None = None,
+    ):
+        known = (*SELECTIONS, BALANCED)
+        if selection not in known:
+            raise ValueError(f"selection {selection!r} is unknown; choose one of {', '.join(known)}")
+        self._of_words = SELECTIONS.get(selection) in OF_WORDS
+        if self._of_words and words is None:
+            raise ValueError(f"selection {selection!r} needs to know where words begin; pass words=derive_words(…)")
+        self.special, self.seed, self.selection, self.words = special, seed, selection, words
         self.replace_prob, self.random_token_prob = replace_prob, random_token_prob
         self._is_special = special.is_special()
         self._drawable_ids = special.drawable_ids()
 
     def __call__(self, pack: Pack, mask_prob: int) -> MaskedPack:
-        """Mask a pack at a rate of `mask_prob` millionths: ceil(p n) of each piece's n maskable tokens."""
+        """Mask a pack at a rate of `mask_prob` millionths: ceil(p n) of each piece's n maskable tokens, or as many of
+        its whole words or spans as stay within that.
+        """
         input_ids = torch.from_numpy(pack.input_ids)
         cu_seqlens = torch.from_numpy(pack.cu_seqlens)
         visits, pieces = torch.from_numpy(pack.visits), torch.from_numpy(pack.pieces)
         scores = flat_scores(self.seed, visits, pieces, cu_seqlens, num_tokens=len(input_ids))
         maskable = ~self._is_special[input_ids]
-        selected = select_tokens(scores, input_ids, maskable, mask_prob, cu_seqlens=cu_seqlens)
+        where_words = {"words": self.words} if self._of_words else {}
+        if self.selection == BALANCED:  # one order of a piece's positions for all its visits
+            order = flat_scores(self.seed, torch.zeros_like(visits), pieces, cu_seqlens, num_tokens=len(input_ids))
+            selected = select_balanced(order, input_ids, maskable, mask_prob, visits=visits, cu_seqlens=cu_seqlens)
+        else:
+            select = SELECTIONS[self.selection]
+            selected = select(scores, input_ids, maskable, mask_prob, cu_seqlens=cu_seqlens, **where_words)
         corrupted = corrupt(
             input_ids,
             selected,

@@ -13,6 +13,7 @@ from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_logits, pack_loss
+from mlm_pytorch.tokens import WordTable
 
 
 def masks_by_piece(pack, masked):
@@ -86,3 +87,48 @@ def test_errors():
     masker = PackMasker(SPECIAL, 0, replace_prob=0.2, random_token_prob=0.5)
     with pytest.raises(ValueError, match="random_token_prob 0.5 exceeds replace_prob 0.2"):
         masker(pack, 150_000)
+
+
+def words_of_two(vocabulary: int) -> WordTable:
+    """Odd ids continue the word of the even one before them."""
+    return WordTable.from_starts([i % 2 == 0 for i in range(vocabulary)])
+
+
+@pytest.mark.parametrize("selection", ["words", "spans", "ngrams", "balanced"])
+def test_every_selection_is_per_piece_and_within_its_share(selection):
+    lengths = [1, 7, 30, 30, 2]
+    words = words_of_two(SPECIAL.num_tokens) if selection in ("words", "ngrams") else None
+    store, masker = ListStore(lengths), PackMasker(SPECIAL, 3, selection=selection, words=words)
+    together = build_pack(store, np.arange(5), np.arange(5), 96)
+    found = masks_by_piece(together, masker(together, 300_000))
+    assert found.pop(-1) == ([], [], [])
+    for index, length in enumerate(lengths):
+        alone = build_pack(store, np.array([index]), np.array([index]), length + 2)
+        assert masks_by_piece(alone, masker(alone, 300_000))[index] == found[index]
+        chosen, share = found[index][0], math.ceil(0.3 * length)
+        assert len(chosen) >= 1, "no piece goes without a target"
+        if selection == "balanced":
+            assert len(chosen) == share
+        else:
+            assert len(chosen) <= share or selection in ("words", "ngrams"), "at most one unit exceeds the share"
+        if selection == "words":
+            ids = store.piece(index)
+            for position in chosen:  # a word is selected whole
+                after = position  # framing shifts positions by one
+                assert after >= length or ids[after] % 2 == 0 or after + 1 in chosen
+
+
+def test_balanced_visits_take_turns():
+    store, masker = ListStore([20]), PackMasker(SPECIAL, 3, selection="balanced")
+    counts = np.zeros(21, dtype=int)
+    for visit in range(20):
+        pack = build_pack(store, np.array([0]), np.array([visit]), 22)
+        counts[masks_by_piece(pack, masker(pack, 250_000))[0][0]] += 1
+    assert counts[1:].tolist() == [5] * 20
+
+
+def test_selections_that_cannot_be():
+    with pytest.raises(ValueError, match=r"selection 'letters' is unknown; choose one of tokens, words, spans, ngrams"):
+        PackMasker(SPECIAL, 0, selection="letters")
+    with pytest.raises(ValueError, match="selection 'words' needs to know where words begin"):
+        PackMasker(SPECIAL, 0, selection="words")
