@@ -32,7 +32,7 @@ MIN_VOCABULARY, MAX_VOCABULARY = 320, 32_768
 CHARACTERS_PER_ENTRY = 1024  # of the vocabulary: four times as much takes five times as long and gains 0.5% in length
 RUN_CHARACTERS = 1 << 21  # of text without blanks, for BPE: half a minute
 # Unigram keeps all segmentations of all different words in view, again and again: 50 µs for each of their characters.
-UNIGRAM_CHARACTERS, UNIGRAM_RUN_CHARACTERS = 1 << 21, 1 << 18
+UNIGRAM_CHARACTERS, UNIGRAM_RUN_CHARACTERS = 1 << 22, 1 << 18
 JUDGED_CHARACTERS = 1 << 20  # enough to tell the kind
 COVERED_SHARE = 0.9999  # of the characters: the rest is too rare to be learned, and costs an entry each
 LONGEST_TOKEN = 64  # a ruler of dashes is no word
@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: s
     - `vocab_size`: None chooses it from the amount of text, and takes the nearest multiple of 64 below when the texts
       do not hold enough different words. A given one is a limit, which small texts do not reach either.
 
-    "bpe", "wordpiece" and "characters" learn from at most 33M characters, spread over the texts, "unigram" from 2M; all
+    "bpe", "wordpiece" and "characters" learn from at most 33M characters, spread over the texts, "unigram" from 4M; all
     of them from less where writing has no blanks. The alphabets of "bytes", "kmer" and "amino-acids" are settled, and
     the texts are not read.
 
