@@ -60,6 +60,8 @@ def head_width(transformer: nn.Module, head: Head | None) -> int | None:
     if head is None:
         return None
     module = resolve(transformer, head)
+    if module is getattr(transformer, "output_head", None):
+        module = transformer  # this is where its head begins; the vocabulary comes at the end of it
     if isinstance(module, nn.Module):
         widths = [part.out_features for part in module.modules() if isinstance(part, nn.Linear)]
     else:  # tied: as many as there are inputs

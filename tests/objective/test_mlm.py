@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mlm_pytorch import masking
+from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.masking import RateSchedule
 from mlm_pytorch.objective import MLM, MLMOutput, cross_entropy, mlm
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
@@ -411,3 +412,16 @@ def test_logits_that_are_not_finite(plain, ids):
     ids[1, 7] = 0
     with pytest.raises(ValueError, match="first at row 2, position 7"):
         model(ids)
+
+
+@pytest.mark.parametrize("num_tokens", [None, 96])
+def test_the_built_in_encoder(num_tokens):
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=1
+    )
+    encoder = Encoder(config)
+    mlm = MLM(encoder, mask_token_id=4, pad_token_id=0, num_tokens=num_tokens, random_token_prob=0.1)
+    output = mlm(torch.randint(5, 96, (4, 32)), return_output=True)
+    assert output.logits.shape == (len(output.labels), 96)
+    assert mlm.verify(torch.randint(5, 96, (4, 32))).head == "head"
