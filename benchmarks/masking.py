@@ -57,6 +57,7 @@ GPT4 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 RUNS = 5
+TABLE_BEGINS, TABLE_ENDS = "<!-- written by benchmarks/masking.py defects -->", "<!-- end of what it writes -->"
 
 
 # --- what is measured on ---------------------------------------------------------------------------------------------
@@ -220,6 +221,15 @@ def defects(args: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         print(f"{row['law']:66}{row['theirs']!s:>22}{row['ours']!s:>22}")
     return {"rows": rows, "met": all(row["ours_right"] and row["theirs_wrong"] for row in rows)}
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the table of defects where the documentation has its place for it."""
+    lines = ["| what should hold | whose | theirs | ours |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['law']} | {row['whose']} | {row['theirs']} | {row['ours']} |" for row in rows]
+    page = HERE.parent / "docs" / "masking.md"
+    before, rest = page.read_text().split(TABLE_BEGINS)
+    page.write_text(before + TABLE_BEGINS + "\n\n" + "\n".join(lines) + "\n\n" + TABLE_ENDS + rest.split(TABLE_ENDS)[1])
 
 
 def row_of(whose: str, law: str, theirs: Any, ours: Any, right: Callable[[Any], bool]) -> dict[str, Any]:
@@ -594,6 +604,8 @@ def main() -> None:
         args.json.write_text(json.dumps(result | {"machine": machine()}, indent=2, ensure_ascii=False) + "\n")
     else:
         write_result("masking", result)
+        if "defects" in result:
+            write_table(result["defects"]["rows"])
     missed = [part for part in args.parts or PARTS if not result[part]["met"]]
     if missed:
         sys.exit(f"bars missed in {', '.join(missed)}")
