@@ -25,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
@@ -127,6 +128,12 @@ def families(data: Path, vocab_size: int) -> Iterator[tuple[str, Tokenizer]]:
     yield "BPE, word suffix", trained(bpe, cuts.BertPreTokenizer(), trainers.BpeTrainer(**common, **suffix))
 
 
+@cache
+def all_families(data: Path, vocab_size: int) -> list[tuple[str, Tokenizer]]:
+    """`families`, trained once for all parts."""
+    return list(families(data, vocab_size))
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +145,7 @@ def words(args: argparse.Namespace) -> dict[str, Any]:
     }
     rows = []
     print(f"\n{'tokenizer':40}" + "".join(f"{name:>24}" for name in samples) + "   remaining kinds")
-    for family, tokenizer in families(args.data, args.vocab_size):
+    for family, tokenizer in all_families(args.data, args.vocab_size):
         start = time.perf_counter()
         table = masking.derive_words(tokenizer)
         row: dict[str, Any] = {"tokenizer": family, "derived_in_seconds": time.perf_counter() - start}
@@ -288,7 +295,7 @@ def selected_counts(ids: torch.Tensor, specials: list[int]) -> list[int]:
 def transformers_defects(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Ten words with punctuation: how many words each side sees."""
     sentence = "The cook's old knife, sharpened yesterday, cut seven ripe tomatoes."
-    for family, tokenizer in families(args.data, args.vocab_size):
+    for family, tokenizer in all_families(args.data, args.vocab_size):
         if family not in ("WordPiece", "byte-level BPE", "Unigram"):
             continue
         wrapped, _ = fast_tokenizer(tokenizer)

@@ -139,8 +139,9 @@ class MLM(nn.Module):
             A float32 scalar with a gradient path; 0 where nothing could be masked.
 
         Raises:
-            ValueError: for ids or labels that are no (B, L) integers or lie outside the vocabulary, a transformer that returns no logits, a head of another width, and logits that are not finite (which on
-                CUDA is seen one call late, except at the first).
+            ValueError: for ids or labels that are no (B, L) integers or lie outside the vocabulary, a transformer that
+                returns no logits, a head of another width, and logits that are not finite (on CUDA seen one call late,
+                except at the first).
         """
         self._check_input(seq, labels)
         corrupted = self.corrupt(seq) if labels is None else self._as_corrupted(seq, labels)
@@ -310,10 +311,8 @@ class MLM(nn.Module):
         low, high = extremes
         if low >= 0 and (self._width is None or high < self._width):
             return None
-        return (
-            f"label {low if low < 0 else high} is outside the vocabulary of num_tokens {self._width}; "
-            f"pass token ids, {IGNORE_INDEX} where there is nothing to predict"
-        )
+        label, rule = low if low < 0 else high, f"is outside the vocabulary of num_tokens {self._width}"
+        return f"label {label} {rule}; pass token ids, {IGNORE_INDEX} where there is nothing to predict"
 
     def _check_finite(
         self, loss: Tensor, logits_KV: Tensor, labels_K: Tensor, positions_K: Tensor, length: int
