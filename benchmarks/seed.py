@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[1]
 # What each comparison runs: a model and a batch; its sides, the first of which is ours; and what must hold.
 # A side is (whose class, bf16 autocast, fused optimizer, x-transformers' fused attention). The seed's default has none
 # of these. The README's model keeps its own attention on both sides; `small` gives each side its best settings.
-# "memory" is a process's peak; "step memory" that peak less what the imported libraries take before either side has built
-# anything, which is the same on both: parameters, gradients, optimizer state, activations, and what the allocator keeps.
+# "memory" is a process's peak; "step memory" that peak less what the imported libraries take before either side has
+# built anything: parameters, gradients, optimizer state, activations, and what the allocator keeps.
 COMPARISONS: dict[str, dict[str, Any]] = {
     "readme": {
         "what": "x-transformers 6x512, 20,000 tokens, batch 8x1024: the seed's README",

@@ -120,7 +120,8 @@ class MLM(nn.Module):
         special = torch.tensor(sorted({*self.mask_ignore_token_ids, mask_token_id}))
         self.register_buffer("_special_ids", special, persistent=False)
         self.register_buffer("_drawable_ids", self._drawable(special), persistent=False)
-        self._check_ids, self._check_logits = LateCheck(self._explain_ids), LateCheck(_explain_logits)
+        self._check_ids, self._check_labels = LateCheck(self._explain_ids), LateCheck(self._explain_labels)
+        self._check_logits = LateCheck(_explain_logits)
 
     def forward(
         self, seq: Tensor, labels: Tensor | None = None, return_output: bool = False, **kwargs: Any
@@ -138,9 +139,9 @@ class MLM(nn.Module):
             A float32 scalar with a gradient path; 0 where nothing could be masked.
 
         Raises:
-            ValueError: for ids that are no (B, L) integers or lie outside the vocabulary, labels of another shape, a
-                transformer that returns no logits, a head of another width, and logits that are not finite (which on
-                CUDA is seen one call late, except at the first).
+            ValueError: for ids or labels that are no (B, L) integers or lie outside the vocabulary, a transformer that
+                returns no logits, a head of another width, and logits that are not finite (on CUDA seen one call late,
+                except at the first).
         """
         self._check_input(seq, labels)
         corrupted = self.corrupt(seq) if labels is None else self._as_corrupted(seq, labels)
@@ -237,8 +238,11 @@ class MLM(nn.Module):
         return {**kwargs, name: is_token.long() if name == "attention_mask" else is_token}
 
     def _as_corrupted(self, seq: Tensor, labels: Tensor) -> Corrupted:
-        labels = labels.masked_fill(labels == self.pad_token_id, IGNORE_INDEX)
-        return Corrupted(seq, labels, labels != IGNORE_INDEX)
+        labels = labels.long().masked_fill(labels == self.pad_token_id, IGNORE_INDEX)
+        selected = labels != IGNORE_INDEX
+        if labels.numel() and not torch.compiler.is_compiling():
+            self._check_labels(torch.stack(labels.masked_fill(~selected, 0).aminmax()))
+        return Corrupted(seq, labels, selected)
 
     def _drawable(self, special: Tensor) -> Tensor | None:
         if not self.random_token_prob:
@@ -283,6 +287,8 @@ class MLM(nn.Module):
                 f"labels {tuple(labels.shape)} differ in shape from ids {tuple(seq.shape)}; pass one label per id, "
                 f"{IGNORE_INDEX} where there is nothing to predict"
             )
+        if labels is not None and labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"labels are {labels.dtype}; pass token ids as int64, such as labels.long()")
         if seq.numel() and not torch.compiler.is_compiling():
             self._check_ids(torch.stack(tuple(seq.aminmax())))
 
@@ -300,6 +306,13 @@ class MLM(nn.Module):
         if self._width is not None and high >= self._width:
             return f"id {high} is outside the vocabulary of num_tokens {self._width}; use the tokenizer of this model"
         return None
+
+    def _explain_labels(self, extremes: list[int]) -> str | None:
+        low, high = extremes
+        if low >= 0 and (self._width is None or high < self._width):
+            return None
+        label, rule = low if low < 0 else high, f"is outside the vocabulary of num_tokens {self._width}"
+        return f"label {label} {rule}; pass token ids, {IGNORE_INDEX} where there is nothing to predict"
 
     def _check_finite(
         self, loss: Tensor, logits_KV: Tensor, labels_K: Tensor, positions_K: Tensor, length: int

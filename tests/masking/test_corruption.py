@@ -120,6 +120,34 @@ def test_the_seeds_rule_would_fail_here():
     assert not untouched_outside_the_loss(overwritten) and not specials_intact(overwritten)
 
 
+def test_random_tokens_come_from_the_whole_vocabulary():
+    """ModernBERT's packed path draws below the batch's largest id only."""
+    ids = torch.full((4, 500), 5)
+    every = torch.ones_like(ids, dtype=torch.bool)
+    scores = draw_scores(ids)
+    out = corrupt(ids, every, scores, mask_token_id=4, replace_prob=1.0, random_token_prob=1.0, drawable_ids=DRAWABLE)
+
+    def reaches_all(seen):
+        return set(seen.unique().tolist()) == set(DRAWABLE.tolist())
+
+    assert reaches_all(out.input_ids)
+    assert not reaches_all(torch.randint(0, int(ids.max()) + 1, ids.shape))
+
+
+def test_ids_of_large_vocabularies_stay_whole():
+    """gpt-bert keeps ids in 16 bits with a sign, which ends a vocabulary at 32,767."""
+    drawable = torch.tensor([70_001, 250_000])
+    ids = torch.tensor([[32_768, 65_536, 250_001] * 40])
+    scores = draw_scores(ids)
+    selected = select_tokens(scores, ids, ids > 0, millionths(0.5))
+    out = corrupt(
+        ids, selected, scores, mask_token_id=250_002, replace_prob=0.9, random_token_prob=0.5, drawable_ids=drawable
+    )
+    assert set(out.input_ids.unique().tolist()) <= {32_768, 65_536, 70_001, 250_000, 250_001, 250_002}
+    assert out.labels[selected].equal(ids[selected])
+    assert not ids.to(torch.int16).long().equal(ids)
+
+
 def test_compiles_whole():
     ids = torch.randint(5, 50, (2, 16), generator=torch.Generator().manual_seed(0))
     scores = draw_scores(ids, torch.Generator().manual_seed(1))

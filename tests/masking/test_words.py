@@ -152,6 +152,18 @@ def test_a_leading_space_rule_would_fail_here():
     assert wrong > total / 10
 
 
+@pytest.mark.parametrize("family", ["wordpiece", "byte-level", next(iter(UNIGRAM))])
+def test_a_rule_of_gaps_between_offsets_would_fail_here(family):
+    """transformers' collator lets a word begin where a token's offsets do not join the last one's."""
+    tokenizer = tokenizer_of(family)
+    encoding = tokenizer.encode("The cook's old knife, sharpened yesterday, cut seven ripe tomatoes.")
+    truth = [left != right for left, right in pairwise(encoding.word_ids)]
+    gaps = [left[1] != right[0] for left, right in pairwise(encoding.offsets)]
+    ours = derive_words(tokenizer).starts_word(torch.tensor(encoding.ids))[1:].tolist()
+    assert ours == truth
+    assert sum(gaps) < sum(truth)
+
+
 def test_where_documents_are_cut_does_not_matter_to_their_neighbours():
     """A piece that begins in the middle of a character gives the same words alone, in a row and in a pack."""
     tokenizer = tokenizer_of("byte-level", size=300)

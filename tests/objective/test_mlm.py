@@ -374,6 +374,25 @@ def test_labels_of_another_shape(plain, ids):
         MLM(plain)(ids, labels=ids[:, 1:])
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (-1, f"label -1 is outside the vocabulary of num_tokens {V}; pass token ids, -100 where"),
+        (V, f"label {V} is outside the vocabulary of num_tokens {V}"),
+        (0.5, r"labels are torch.float32; pass token ids as int64, such as labels.long\(\)"),
+    ],
+)
+def test_labels_that_are_no_tokens(plain, ids, label, message):
+    labels = torch.full(ids.shape, -100, dtype=torch.float32 if isinstance(label, float) else torch.int64)
+    labels[1, 3] = label
+    with pytest.raises(ValueError, match=message):
+        MLM(plain)(ids, labels=labels)
+
+
+def test_int32_labels(plain, ids):
+    assert MLM(plain)(ids, labels=ids.int()) > 0
+
+
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.filterwarnings("ignore:every position of")
 @pytest.mark.parametrize(
