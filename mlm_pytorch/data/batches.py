@@ -3,10 +3,10 @@
 Batch k comes from stream k mod G and goes to process k mod world_size, whatever the number of processes. What must be
 remembered is, per stream, how far it has drawn and which pieces wait for a place.
 
-"Every piece once an epoch" is exact per visit: visit v of each piece is served once, no sooner than any other visit of
-its stream that waits long (see `take_pack` and `take_rows`). An epoch has no border in time: while the last pieces of
-one visit wait for a place, the first of the next are served, and streams may be some packs ahead of each other. A store
-smaller than a pack is repeated within it, each visit under masks of its own.
+"Every piece once an epoch" is exact per visit: visit v of each piece is served once, for every v. An epoch has no
+border in time: while the last pieces of a visit wait for a place (`take_pack` and `take_rows` bound for how long), the
+first of the next are served, and streams may be some packs ahead of each other. A store smaller than a pack is repeated
+within it, each visit under masks of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from mlm_pytorch.data.order import NUM_STREAMS, Order
 from mlm_pytorch.data.packing import NOTHING, Pack, Pieces, Upcoming, Waiting, build_pack, take_pack
 from mlm_pytorch.data.padding import PaddedBatch, build_padded, take_rows
 
-_DRAW_AHEAD = 256  # serials whose order is computed in one go
+_DRAW_AHEAD = 512  # serials whose order is computed in one go
 
 B = TypeVar("B")
 
@@ -67,6 +67,11 @@ class Cursor:
     drawn: int = 0
     waiting: Waiting = NOTHING
 
+    @property
+    def served(self) -> int:
+        """Pieces that batches have taken; grows with every batch, as what was drawn need not."""
+        return self.drawn - len(self.waiting)
+
 
 @dataclass(frozen=True)
 class Position:
@@ -77,7 +82,7 @@ class Position:
     cursors: tuple[Cursor, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers and lists."""
+        """As numbers and lists, which `Reader.restore` takes."""
         return {
             "num_pieces": self.num_pieces,
             "next_pack": self.next_pack,
@@ -85,18 +90,6 @@ class Position:
             "waiting": [cursor.waiting.serials.tolist() for cursor in self.cursors],
             "lengths": [cursor.waiting.lengths.tolist() for cursor in self.cursors],
         }
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "Position":
-        """The inverse of `to_json`."""
-        return cls(
-            saved["num_pieces"],
-            saved["next_pack"],
-            tuple(
-                Cursor(drawn, Waiting(np.array(serials, np.int64), np.array(lengths, np.int64)))
-                for drawn, serials, lengths in zip(saved["drawn"], saved["waiting"], saved["lengths"], strict=True)
-            ),
-        )
 
     @classmethod
     def merge(cls, positions: Sequence["Position"]) -> "Position":
@@ -109,7 +102,7 @@ class Position:
         if len(numbers) != 1:
             raise ValueError(f"processes stand at different batches {sorted(numbers)}; save all after the same step")
         cursors = zip(*(position.cursors for position in positions), strict=True)
-        furthest = tuple(max(same, key=lambda cursor: cursor.drawn) for same in cursors)
+        furthest = tuple(max(same, key=lambda cursor: cursor.served) for same in cursors)
         return cls(positions[0].num_pieces, numbers.pop(), furthest)
 
 
@@ -196,7 +189,12 @@ class Reader(Generic[B]):
                 f"the saved position has {len(saved['drawn'])} streams, this run {self.order.num_streams}; "
                 "keep them equal"
             )
-        self.position = Position.from_json(saved)
+        cursors = []
+        for stream, drawn in enumerate(saved["drawn"]):
+            serials = np.array(saved["waiting"][stream], dtype=np.int64)
+            lengths = np.array(saved["lengths"][stream], dtype=np.int64)
+            cursors.append(Cursor(drawn, Waiting(serials, self.order.serve(stream, serials)[0], lengths)))
+        self.position = Position(len(self.store), saved["next_pack"], tuple(cursors))
         self._ahead = {}
 
     def choose(self, num_packs: int) -> Iterator[Chosen]:
@@ -210,7 +208,7 @@ class Reader(Generic[B]):
                 taken, cursor = self._take(stream, cursors[stream])
                 cursors = (*cursors[:stream], cursor, *cursors[stream + 1 :])
                 if number % self.world_size == self.rank:
-                    chosen = Chosen(*self.order.serve(stream, taken.serials))
+                    chosen = Chosen(taken.pieces, self.order.visits(stream, taken.serials))
             self.position = Position(len(self.store), number + 1, cursors)
             if chosen is not None:
                 yield chosen
@@ -241,6 +239,6 @@ class Reader(Generic[B]):
             start = drawn + len(ahead) - offset
             serials = np.arange(start, start + max(count, _DRAW_AHEAD))
             pieces, _ = self.order.serve(stream, serials)
-            ahead = ahead[offset:] + Waiting(serials, self.store.lengths(pieces) + self._framing)
+            ahead = ahead[offset:] + Waiting(serials, pieces, self.store.lengths(pieces) + self._framing)
             self._ahead[stream], offset = ahead, 0
         return ahead[offset : offset + count]

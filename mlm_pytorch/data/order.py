@@ -91,9 +91,16 @@ class Order:
             >>> sorted(pieces[:3].tolist()), sorted(pieces[3:].tolist()), visits.tolist()
             ([0, 1, 2], [0, 1, 2], [0, 0, 0, 1, 1, 1])
         """
-        rounds, within = np.divmod(np.asarray(serials, dtype=np.int64), self.block)
-        sequence = (rounds * self.num_streams + stream) * self.block + within
-        visits, offsets = np.divmod(sequence, self.num_pieces)
+        visits, offsets = self._place(stream, serials)
         seed = np.uint64(self.seed & _MASK64)
         keys = _mix64(seed ^ _mix64(visits.astype(np.uint64)))
         return permute(offsets, self.num_pieces, keys), visits
+
+    def visits(self, stream: int, serials: np.ndarray) -> np.ndarray:
+        """The second half of `serve`, (n,) int64, which takes no permuting."""
+        return self._place(stream, serials)[0]
+
+    def _place(self, stream: int, serials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Visits, and places in their permutations."""
+        rounds, within = np.divmod(np.asarray(serials, dtype=np.int64), self.block)
+        return np.divmod((rounds * self.num_streams + stream) * self.block + within, self.num_pieces)

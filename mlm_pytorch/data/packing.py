@@ -40,26 +40,29 @@ class Waiting:
 
     Attributes:
         serials: the pieces' places in their stream's order.
+        pieces: their indices in the store.
         lengths: in tokens, framing counted.
     """
 
     serials: np.ndarray
+    pieces: np.ndarray
     lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.serials)
 
     def __getitem__(self, index: slice | np.ndarray) -> "Waiting":
-        return Waiting(self.serials[index], self.lengths[index])
+        return Waiting(self.serials[index], self.pieces[index], self.lengths[index])
 
     def __add__(self, other: "Waiting") -> "Waiting":
         return Waiting(
             np.concatenate((self.serials, other.serials)),
+            np.concatenate((self.pieces, other.pieces)),
             np.concatenate((self.lengths, other.lengths)),
         )
 
 
-NOTHING = Waiting(np.empty(0, np.int64), np.empty(0, np.int64))
+NOTHING = Waiting(*(np.empty(0, np.int64) for _ in range(3)))
 
 Upcoming = Callable[[int], Waiting]
 """Looks at the next n pieces of a stream without drawing them."""
@@ -110,8 +113,9 @@ def take_pack(waiting: Waiting, capacity: int, upcoming: Upcoming) -> tuple[Wait
         upcoming: what comes after the queue.
 
     Example:
-        >>> def upcoming(n): return Waiting(np.arange(4, 4 + n), np.full(n, 7))
-        >>> taken, left = take_pack(Waiting(np.arange(4), np.array([6, 5, 2, 3])), 10, upcoming)
+        >>> def upcoming(n): return Waiting(np.arange(4, 4 + n), np.arange(4, 4 + n), np.full(n, 7))
+        >>> queue = Waiting(np.arange(4), np.arange(4), np.array([6, 5, 2, 3]))
+        >>> taken, left = take_pack(queue, 10, upcoming)
         >>> taken.lengths.tolist(), left.lengths.tolist()[:3], len(left)
         ([6, 3], [5, 2, 7], 63)
     """

@@ -80,8 +80,8 @@ def take_rows(waiting: Waiting, capacity: int, upcoming: Upcoming, patience: int
         patience: at least 1.
 
     Example:
-        >>> def upcoming(n): return Waiting(np.arange(n), np.resize([7, 30, 5, 31], n))
-        >>> taken, left = take_rows(Waiting(np.empty(0, int), np.empty(0, int)), 64, upcoming, patience=100)
+        >>> def upcoming(n): return Waiting(np.arange(n), np.arange(n), np.resize([7, 30, 5, 31], n))
+        >>> taken, left = take_rows(upcoming(0), 64, upcoming, patience=100)
         >>> taken.lengths.tolist(), left.lengths.tolist()
         ([30, 31], [7, 5])
     """

@@ -107,20 +107,25 @@ def test_a_resumed_reader_goes_on_as_if_nothing_had_been(lengths, layout, before
     some_lengths,
     layouts,
     st.integers(1, 6),
+    st.integers(1, 64),
     st.lists(st.tuples(st.integers(1, 7), st.integers(0, 9)), min_size=1, max_size=3),
 )
-def test_any_number_of_processes_reads_the_same_batches(lengths, layout, num_streams, sittings):
+def test_any_number_of_processes_reads_the_same_batches(lengths, layout, num_streams, patience, sittings):
     """A run in several sittings, each with another number of processes, that do not follow each other's streams."""
     store = ListStore(lengths)
     total = sum(count for _, count in sittings)
-    alone = reader(store, layout, num_streams=num_streams)
+
+    def make(**changes) -> Reader:
+        read = reader(store, layout, num_streams=num_streams, **changes)
+        read.patience = patience
+        return read
+
+    alone = make()
     expected = [content(p) for p in alone.take(total)]
-    position = reader(store, layout, num_streams=num_streams).position
+    position = make().position
     got = []
     for world_size, count in sittings:
-        ranks = [
-            reader(store, layout, num_streams=num_streams, rank=r, world_size=world_size) for r in range(world_size)
-        ]
+        ranks = [make(rank=r, world_size=world_size) for r in range(world_size)]
         for rank in ranks:
             rank.restore(as_json(position))
         first = position.next_pack

@@ -68,7 +68,7 @@ def test_take_pack_is_best_fit_and_none_waits_long(lengths, capacity):
 
     def upcoming(number: int) -> Waiting:
         ahead = np.arange(drawn, drawn + number)
-        return Waiting(ahead, np.array(lengths)[ahead % len(lengths)])
+        return Waiting(ahead, ahead, np.array(lengths)[ahead % len(lengths)])
 
     served: set[int] = set()
     for _ in range(6):
@@ -138,7 +138,7 @@ def test_fill_of_text_like_lengths():
 
     def upcoming(number: int) -> Waiting:
         ahead = np.arange(drawn, drawn + number)
-        return Waiting(ahead, lengths[ahead % 20_000])
+        return Waiting(ahead, ahead, lengths[ahead % 20_000])
 
     for _ in range(300):
         taken, left = take_pack(waiting, 8192, upcoming)

@@ -28,7 +28,7 @@ def draws(lengths):
 
         def upcoming(count: int) -> Waiting:
             ahead = np.arange(drawn, drawn + count)
-            return Waiting(ahead, np.array(lengths)[ahead % len(lengths)])
+            return Waiting(ahead, ahead, np.array(lengths)[ahead % len(lengths)])
 
         for _ in range(number):
             taken, left = take_rows(waiting, capacity, upcoming, patience)
