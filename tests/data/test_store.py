@@ -168,8 +168,8 @@ def test_polars_and_duckdb_read_the_shards(folder):
     assert frame["tokens"].to_list() == expected
     assert frame["source"].to_list() == [store.source(i) for i in range(len(store))]
     shards = pa.concat_tables([pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files])
-    query = duckdb.from_arrow(shards).aggregate("sum(len(tokens)), max(list_max(tokens)), count(source)").fetchone()
-    assert query == (store.num_tokens, max(map(max, expected)), 9)
+    query = duckdb.from_arrow(shards).aggregate("sum(len(tokens)), max(list_max(tokens)), count(source)").fetchall()
+    assert query == [(store.num_tokens, max(map(max, expected)), 9)]
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
