@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from mlm_pytorch.data.corpus import Corpus, EncodingErrors, SplitText
 from mlm_pytorch.data.encode import EncodedBatch, encode_threaded, read_batches
 from mlm_pytorch.data.holdout import HoldOut
 from mlm_pytorch.data.partial import SPOOL, TOKENIZER, replacing
+from mlm_pytorch.data.ray_engine import encode_on_ray
 from mlm_pytorch.data.store import Manifest, SplitWriter
 from mlm_pytorch.data.tokenizer import Tokenizer, train_tokenizer
+
+Engine = Literal["threads", "ray"]
 
 VALID_SHARE = 0.01
 
@@ -88,6 +92,7 @@ def prepare(
     split_text: SplitText | None = None,
     encoding_errors: EncodingErrors = "strict",
     workers: int | None = None,
+    engine: Engine = "threads",
     progress: Callable[[PrepareProgress], None] | None = None,
 ) -> PrepareReport:
     """Write the store `out` from the documents of `corpus` (see `Corpus` for paths and options).
@@ -99,10 +104,11 @@ def prepare(
       chosen by a hash of the text: at least one document of two or more, at most 2,000; 0 holds nothing out. Equal
       documents fall on the same side.
     - `workers`: encoding threads; None is one per CPU core.
+    - `engine`: "ray" reads and encodes on a Ray cluster instead of in threads (see `encode_on_ray`).
 
-    The same input gives the same bytes, however many workers. Raises ValueError for what is wrong with the input,
-    OSError when the disk is full; either way nothing is left in `out`. A store that stands there is replaced at the
-    very end; anything else in `out` is refused.
+    The same input gives the same bytes, however many workers, with either engine. Raises ValueError for what is wrong
+    with the input, OSError when the disk is full; either way nothing is left in `out`. A store that stands there is
+    replaced at the very end; anything else in `out` is refused.
     """
     started = time.perf_counter()
     if valid is not None and valid_share is not None:
@@ -112,6 +118,10 @@ def prepare(
         raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers} is too few; choose at least 1")
+    if workers is not None and engine == "ray":
+        raise ValueError(
+            f"workers {workers} is for threads, but engine ray uses every core of its cluster; leave it out"
+        )
     if tokenizer is not None and vocab_size is not None:
         raise ValueError(
             f"vocab_size {vocab_size} is for training a tokenizer, but one was given; leave out one of them"
@@ -131,7 +141,7 @@ def prepare(
         train = SplitWriter(folder, "train", tokenizer.special.num_tokens, max_piece)
         held_out = SplitWriter(folder, "valid", tokenizer.special.num_tokens, max_piece)
         counts = _Counts()
-        encode = partial(_encoded, tokenizer, workers or os.cpu_count() or 1, counts)
+        encode = partial(_encoded, tokenizer, None if engine == "ray" else workers or os.cpu_count() or 1, counts)
         if valid_documents is None and share > 0:
             hold_out = HoldOut(share, train, held_out)
             for batch in encode(documents, progress):
@@ -181,13 +191,17 @@ class _Counts:
 
 def _encoded(
     tokenizer: Tokenizer,
-    workers: int,
+    workers: int | None,  # None: engine ray
     counts: _Counts,
     corpus: Corpus,
     progress: Callable[[PrepareProgress], None] | None,
 ) -> Iterator[EncodedBatch]:
     num_tokens = 0
-    for batch in encode_threaded(tokenizer, read_batches(corpus), workers):
+    if workers is None:
+        batches = encode_on_ray(tokenizer, corpus)
+    else:
+        batches = encode_threaded(tokenizer, read_batches(corpus), workers)
+    for batch in batches:
         counts.empty += batch.num_read - len(batch)
         counts.unknown += batch.unknown_tokens
         num_tokens += len(batch.ids)
