@@ -34,6 +34,8 @@ class PrepareConfig:
     """What to do with bytes that are not UTF-8: stop, or read them as U+FFFD."""
     workers: int | None = None
     """Threads that tokenize. By default one per core."""
+    engine: Literal["threads", "ray"] = "threads"
+    """Where to read and tokenize: in threads, or on a Ray cluster (see docs/ray.md)."""
     json: bool = False
     """Print the report as JSON."""
 

@@ -26,6 +26,7 @@ def prepare_command(config: PrepareConfig) -> None:
             split_text=config.split_text,
             encoding_errors=config.encoding_errors,
             workers=config.workers,
+            engine=config.engine,
             progress=show_preparing(display),
         )
         if not config.json:

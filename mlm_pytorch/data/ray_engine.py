@@ -128,12 +128,12 @@ def _joined(ray: Any, address: str | None) -> Iterator[None]:
             # Ray itself would try for many minutes.
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         cluster = "a local Ray cluster" if named is None else f"the Ray cluster at {named}"
         raise ValueError(
-            f"{cluster} cannot be joined ({reason}); check that it runs (ray status), its address (host:port), and "
-            "that Python and Ray have the same versions there as here"
+            f"{cluster} cannot be joined ({reason}); check that it runs (ray status), its address (host:port), "
+            "RAY_AUTH_MODE=token if it wants one, and that Python and Ray have the same versions there as here"
         ) from None
     try:
         yield

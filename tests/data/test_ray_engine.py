@@ -39,14 +39,13 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A head without cores and two nodes with one each: as on machines of their own, save for the network."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
     from ray.cluster_utils import Cluster
 
-    home = tmp_path_factory.mktemp("ray")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "auth_token"))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
         for _ in range(2):
@@ -192,7 +191,7 @@ def test_without_ray(tokenizer, tmp_path, monkeypatch):
 
 def test_workers_are_for_threads(tokenizer, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["the cat"])
-    with pytest.raises(ValueError, match="workers 2 is for threads, but engine ray uses its cluster's cores; leave it"):
+    with pytest.raises(ValueError, match="workers 2 is for threads, but engine ray uses every core of its cluster"):
         prepare([tmp_path / "a.jsonl"], tmp_path / "store", tokenizer=tokenizer, engine="ray", workers=2)
 
 
@@ -263,7 +262,7 @@ def test_what_dies_midway_loses_nothing(cluster, tokenizer, tmp_path, monkeypatc
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index in range(10):
-        lines = (f"{index} {line} {'the cat sat on the mat and the dog did not ' * 5}\n" for line in range(3000))
+        lines = (f"{index} {line} {'the cat sat on the mat and the dog did not ' * 5}\n" for line in range(2000))
         (folder / f"{index:02d}.txt").write_text("".join(lines))
     expected = prepare([folder], tmp_path / "threads", tokenizer=tokenizer)
     killed: list[int] = []
@@ -274,7 +273,7 @@ def test_what_dies_midway_loses_nothing(cluster, tokenizer, tmp_path, monkeypatc
             killed.extend(busy_workers(cluster))
             for process in killed:
                 os.kill(process, signal.SIGKILL)
-        elif state.documents > 9000 and nodes:
+        elif state.documents > 6000 and nodes:
             cluster.remove_node(nodes[-1], allow_graceful=False)
             nodes.clear()
 
@@ -283,7 +282,7 @@ def test_what_dies_midway_loses_nothing(cluster, tokenizer, tmp_path, monkeypatc
     assert not nodes
     assert contents(tmp_path / "ray") == contents(tmp_path / "threads")
     assert replace(found, seconds=0, out=expected.out) == replace(expected, seconds=0)
-    assert found.documents == 30_000
+    assert found.documents == 20_000
 
 
 def contents(folder):
