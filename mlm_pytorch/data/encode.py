@@ -11,31 +11,72 @@ is of no consequence to what is stored.
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from mlm_pytorch.data.corpus import Corpus, Document
+from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
 from mlm_pytorch.data.store import SplitWriter
 from mlm_pytorch.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 19
 BATCH_DOCUMENTS = 4096
+MAX_DOCUMENT_CHARACTERS = 1 << 28
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
+
+
+class Documents(Protocol):
+    """What is prepared: a `Corpus`, or anything that can be read like one."""
+
+    empty_documents: int
+    bytes_done: int
+
+    @property
+    def files(self) -> Sequence[CorpusFile]:
+        """Those that it reads."""
+        ...
+
+    @property
+    def skipped_files(self) -> Sequence[Path]:
+        """Those that it does not."""
+        ...
+
+    @property
+    def bytes_total(self) -> int | None:
+        """What `bytes_done` grows to."""
+        ...
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+    def spool(self, folder: Path) -> None:
+        """Make it readable more than once."""
+        ...
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a corpus has been read."""
+    """How far a corpus has been read, and where it stood when the file at hand began."""
 
     documents: int = 0
     empty_documents: int = 0  # not among the documents: the corpus leaves them out
     bytes_done: int = 0  # of its files, compressed
+    file: int = 0
+    documents_before: int = 0
+    empty_before: int = 0
+    bytes_before: int = 0
+
+    def next_file(self) -> "Position":
+        """The same place, as the beginning of the next file."""
+        before = (self.documents, self.empty_documents, self.bytes_done)
+        return Position(*before, self.file + 1, *before)
 
 
 @dataclass(frozen=True)
@@ -117,33 +158,32 @@ class EncodedBatch:
         )
 
 
-def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> EncodedBatch:
+def encode_documents(tokenizer: Tokenizer | None, documents: Sequence[Document]) -> EncodedBatch:
     """Encode texts; sequences that are ids already are taken as they are. Documents without tokens are left out.
 
-    A function of its arguments alone, which can be sent to another process as they can.
+    A function of its arguments alone, which can be sent to another process as they can. Raises ValueError for a text
+    where there is no tokenizer.
 
     >>> batch = encode_documents(tokenizer, [Document("a cat", "a.txt"), Document("", "b.npy", np.array([7, 8]))])
     >>> batch.lengths, batch.characters
     (array([2, 2]), array([5, 0]))
     """
     texts = [document.text for document in documents]
-    ids, lengths = tokenizer.encode_arrays(texts)
-    contents = [text.encode() for text in texts]
-    if any(document.ids is not None for document in documents):
-        ids, lengths = _with_given_ids(documents, ids, lengths)
-        contents = [
-            content if document.ids is None else document.ids.astype("<i8").tobytes()
-            for document, content in zip(documents, contents, strict=True)
-        ]
+    contents = [_content(document) for document in documents]
+    sizes = np.fromiter(map(len, contents), np.int64, len(contents))
+    if all(document.ids is None for document in documents) and tokenizer is not None:
+        ids, lengths = tokenizer.encode_arrays(texts)
+    else:
+        ids, lengths = _with_given_ids(tokenizer, documents)
+        sizes *= np.fromiter((document.ids is None for document in documents), bool, len(documents))
     hashes = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
-    is_text = np.fromiter((document.ids is None for document in documents), bool, len(documents))
-    unknown = tokenizer.unknown_id
+    unknown = None if tokenizer is None else tokenizer.unknown_id
     batch = EncodedBatch(
         ids,
         lengths,
         [document.source for document in documents],
         np.fromiter(map(len, texts), np.int64, len(texts)),
-        np.fromiter(map(len, contents), np.int64, len(texts)) * is_text,
+        sizes,
         np.frombuffer(hashes, np.dtype("<u8")),
         num_read=len(documents),
         unknown_tokens=0 if unknown is None else int(np.count_nonzero(ids == unknown)),
@@ -151,45 +191,92 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> Enc
     return batch.where(lengths > 0)
 
 
-def _with_given_ids(
-    documents: Sequence[Document], ids: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put the documents' own ids in the places of what their empty texts were encoded to."""
-    encoded = np.split(ids, np.cumsum(lengths)[:-1])
-    parts = [part if document.ids is None else document.ids for document, part in zip(documents, encoded, strict=True)]
-    for document in documents:
-        if document.ids is not None and len(document.ids) and int(document.ids.max()) >= 2**32:
-            raise ValueError(
-                f"{document.source} holds token id {int(document.ids.max())}, which no vocabulary has; check the column"
-            )
-    return np.concatenate(parts).astype(np.uint32), np.fromiter(map(len, parts), np.int64, len(parts))
+def hash_of(document: Document, num_bytes: int) -> bytes:
+    """Equal documents have equal hashes, and others in practice not."""
+    return hashlib.blake2b(_content(document), digest_size=num_bytes).digest()
 
 
-def encode_batch(tokenizer: Tokenizer, batch: DocumentBatch) -> EncodedBatch:
+def _content(document: Document) -> bytes:
+    """What makes two documents equal: the text in UTF-8, or the ids."""
+    return document.text.encode() if document.ids is None else document.ids.astype("<i8").tobytes()
+
+
+def _with_given_ids(tokenizer: Tokenizer | None, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids end to end and lengths, as `encode_arrays`, of documents of which some are ids."""
+    texts = [document.text for document in documents if document.ids is None]
+    if texts and tokenizer is None:
+        raise ValueError("the corpus holds text, and no tokenizer was given; give one, or leave num_tokens out")
+    encoded, sizes = tokenizer.encode_arrays(texts) if tokenizer and texts else (np.empty(0), np.empty(0, np.int64))
+    of_texts = iter(np.split(encoded, np.cumsum(sizes)[:-1]))
+    parts = [next(of_texts) if document.ids is None else document.ids for document in documents]
+    ids = np.concatenate([np.empty(0, np.int64), *parts])
+    if len(ids) and int(ids.max()) >= 2**32:
+        raise ValueError(f"the corpus holds token id {int(ids.max())}, which no vocabulary has; check the column")
+    return ids.astype(np.uint32), np.fromiter(map(len, parts), np.int64, len(parts))
+
+
+def encode_batch(tokenizer: Tokenizer | None, batch: DocumentBatch) -> EncodedBatch:
     """`encode_documents`, with the batch's position."""
     return replace(encode_documents(tokenizer, batch.documents), position=batch.position)
 
 
-def read_batches(corpus: Corpus) -> Iterator[DocumentBatch]:
-    """The documents of a corpus in lists of about `BATCH_CHARACTERS`."""
+def read_batches(
+    corpus: Documents, start: Position = Position(), dropped: Container[int] = ()
+) -> Iterator[DocumentBatch]:
+    """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS`, without those whose numbers are
+    `dropped`. The last one may be empty; its position is the end.
+
+    Of a `Corpus`, files before the start are not opened; of the file at hand, and of anything else, the documents
+    before the start are read and passed over.
+    """
     batch: list[Document] = []
-    size = num_documents = 0
+    size, number, begin = 0, start.documents_before, start
 
-    def finished() -> DocumentBatch:
-        return DocumentBatch(batch, Position(num_documents, corpus.empty_documents, corpus.bytes_done))
+    def position() -> Position:
+        return replace(
+            begin,
+            documents=number,
+            empty_documents=begin.empty_before + part.empty_documents,
+            bytes_done=begin.bytes_before + part.bytes_done,
+        )
 
-    for document in corpus:
-        batch.append(document)
-        num_documents += 1
-        size += len(document.text) if document.ids is None else len(document.ids)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield finished()
-            batch, size = [], 0
-    if batch:
-        yield finished()
+    for part in _files_of(corpus)[start.file :]:
+        for document in part:
+            number += 1
+            if number <= start.documents:
+                continue
+            if number - 1 not in dropped:
+                batch.append(_checked(document))
+                size += len(document.text) if document.ids is None else len(document.ids)
+            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+                yield DocumentBatch(batch, position())
+                batch, size = [], 0
+        begin = position().next_file()
+    yield DocumentBatch(batch, begin)
 
 
-def encode_threaded(tokenizer: Tokenizer, batches: Iterable[DocumentBatch], workers: int) -> Iterator[EncodedBatch]:
+def _files_of(corpus: Documents) -> Sequence[Documents]:
+    """Parts of which one follows the other."""
+    if not isinstance(corpus, Corpus):
+        return [corpus]
+    parts = [copy(corpus) for _ in corpus.files]
+    for part, file in zip(parts, corpus.files, strict=True):
+        part.files = [file]
+    return parts
+
+
+def _checked(document: Document) -> Document:
+    if len(document.text) > MAX_DOCUMENT_CHARACTERS:
+        raise ValueError(
+            f"a document of {document.source} has {len(document.text):,} characters, and at most "
+            f"{MAX_DOCUMENT_CHARACTERS:,} fit into memory; split it, or read the file by --split-text line or paragraph"
+        )
+    return document
+
+
+def encode_threaded(
+    tokenizer: Tokenizer | None, batches: Iterable[DocumentBatch], workers: int
+) -> Generator[EncodedBatch, None, None]:
     """Encode with worker threads, in order. Two batches more than workers are read ahead, to keep them busy.
 
     Each worker takes a batch of its own. That is quicker than the threads which `tokenizers` starts inside a batch,

@@ -1,10 +1,12 @@
 """Which documents of a corpus are held out: decided in one pass, in bounded memory, by a hash of the text."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from mlm_pytorch.data.encode import EncodedBatch
+from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.store import SplitWriter
 
 # A held-out set is measured again and again: more than this makes it slower, not better.
@@ -82,6 +84,26 @@ class HoldOut:
         self.held = kept
         self._recount()
         return released
+
+    def state(self) -> State:
+        """What `restore` needs to go on from here."""
+        facts = {"bound": self.bound, "limit": self.limit, "lowest": self.lowest, "banned": sorted(self.banned)}
+        if not self.held:
+            return State({**facts, "sources": []})
+        held = EncodedBatch.join(self.held)
+        arrays = {name: getattr(held, name) for name in ("ids", "lengths", "characters", "bytes", "hashes")}
+        return State({**facts, "sources": held.sources}, arrays)
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was asked for."""
+        facts = state.facts
+        self.bound, self.limit, self.lowest = facts["bound"], facts["limit"], facts["lowest"]
+        self.banned = set(facts["banned"])
+        if state.arrays:
+            fields: dict[str, Any] = {**state.arrays, "sources": facts["sources"]}
+            held = EncodedBatch(**fields, num_read=0, unknown_tokens=0)
+            self.held = [held.slice(index, index + 1) for index in range(len(held))]
+        self._recount()
 
     def finish(self) -> None:
         """Write what is held. At least one document stays in `train`, and one is held out where there are two."""

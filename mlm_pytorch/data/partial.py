@@ -1,34 +1,99 @@
-"""The folder in which a store is built, beside its place: locked while in use, renamed when complete."""
+"""The folder in which a store is built, beside its place: locked while in use, renamed when complete, kept with what
+is complete when something stops the preparation.
+"""
 
 import errno
 import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mlm_pytorch.data.store import MANIFEST
+from mlm_pytorch.data.journal import JOURNAL, WRITING, State, read_journal, write_journal
+from mlm_pytorch.data.manifest import LOCK, MANIFEST, partial_folder
 
-LOCK, SPOOL, TOKENIZER = "preparing.lock", "spool", "tokenizer"
+SPOOL, TOKENIZER, DUPLICATES = "spool", "tokenizer", "duplicates"
+WORKING_FOLDERS = (SPOOL, DUPLICATES)
+SHARD = re.compile(r"(train|valid)-\d{5,}\.arrow")
+OWN_NAMES = re.compile(
+    "|".join([*map(re.escape, (MANIFEST, LOCK, SPOOL, TOKENIZER, DUPLICATES, JOURNAL, WRITING)), SHARD.pattern])
+)
 
-OWN_NAMES = re.compile(rf"{re.escape(MANIFEST)}|{LOCK}|{SPOOL}|{TOKENIZER}|(train|valid)-\d{{5,}}\.arrow")
+
+@dataclass
+class Partial:
+    """A store that is being built: its folder, and the state that its journal holds."""
+
+    folder: Path
+    identity: Mapping[str, Any] | None  # None: it cannot be continued
+    state: State = field(default_factory=State)
+    shards: Collection[str] | None = None  # those that belong to the journal; None: there is no journal
+
+    def keep(self, name: str, part: State, shards: Mapping[str, int]) -> None:
+        """Go on from here if something stops the preparation later. `shards`: all files that belong to it, and their
+        sizes.
+        """
+        self.state = self.state.with_part(name, part)
+        if self.identity is not None:
+            write_journal(self.folder, self.identity, self.state, shards)
+            self.shards = frozenset(shards)
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def building(
+    out: Path, identity: Mapping[str, Any] | None, notice: Callable[[str], None] = lambda _: None
+) -> Iterator[Partial]:
     """A folder to build a store in, which takes the place of `out` when the block ends without an error.
 
-    It lies beside `out` (a rename cannot cross disks) and is locked while in use. One that a killed run left is cleared
-    first. Raises ValueError when `out` holds anything but a store, or another process is writing it; OSError when the
-    disk is full.
+    It lies beside `out` (a rename cannot cross disks) and is locked while in use. What a preparation with the same
+    identity left is taken up, anything else that one left is cleared, and `notice` is told which. When the block ends
+    with a ValueError nothing is left; with any other error what the last `save` named is kept.
+
+    Raises ValueError when `out` holds anything but a store, or another process is writing it; OSError when the disk is
+    full.
     """
     out = out.expanduser().resolve()
-    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
+    partial, replaced = partial_folder(out), out.with_name(f".{out.name}.replaced")
+    lock = _open_locked(out, partial, replaced)
+    building = Partial(partial, identity)
+    try:
+        state, building.shards, reason = read_journal(partial, identity)
+        building.state = state or State()
+        if reason:
+            notice(f"starting over: an earlier preparation of {out} was interrupted, but {reason}")
+        _trim(partial, building.shards)
+        for name in WORKING_FOLDERS:
+            (partial / name).mkdir(exist_ok=True)
+        yield building
+        _put_in_place(partial, out, replaced)
+    except ValueError:
+        building.shards = None
+        raise
+    except KeyboardInterrupt:
+        if building.shards is not None:
+            notice("stopped; the same command goes on from here")
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free some space or choose another place (nothing was left behind)"
+        if building.shards is not None:
+            remedy = "free some space and give the same command again, which goes on from here"
+        raise OSError(error.errno, f"the disk of {out.parent} is full; {remedy}") from None
+    finally:
+        if partial.exists():
+            _trim(partial, building.shards, last=True)
+        os.close(lock)
+
+
+def _open_locked(out: Path, partial: Path, replaced: Path) -> int:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if _is_store(replaced) and not out.exists():  # killed between the two renames below
+        if _is_store(replaced) and not out.exists():  # killed between the two renames of _put_in_place
             replaced.rename(out)
         _check_replaceable(out)
         partial.mkdir(exist_ok=True)
@@ -45,33 +110,25 @@ def replacing(out: Path) -> Iterator[Path]:
     except BlockingIOError:
         os.close(lock)
         raise ValueError(f"{out} is being prepared by another process; wait for it or choose another place") from None
-    complete = False
-    try:
-        _clear(partial, but=LOCK)
-        (partial / SPOOL).mkdir()
-        yield partial
-        shutil.rmtree(partial / SPOOL)
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        if out.exists():
-            if replaced.exists():
-                _clear(replaced)
-            out.rename(replaced)
-        partial.rename(out)
-        (out / LOCK).unlink()
-        _sync(out.parent)
-        complete = True
+    return lock
+
+
+def _put_in_place(partial: Path, out: Path, replaced: Path) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    if out.exists():
         if replaced.exists():
             _clear(replaced)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = f"the disk of {out.parent} is full; free some space or choose another place (nothing was left behind)"
-        raise OSError(error.errno, place) from None
-    finally:
-        if not complete and partial.exists():
-            _clear(partial)
-        os.close(lock)
+        out.rename(replaced)
+    partial.rename(out)
+    # Only now, so that a kill before the rename loses nothing.
+    for name in (JOURNAL, WRITING, LOCK):
+        (out / name).unlink(missing_ok=True)
+    for name in WORKING_FOLDERS:
+        shutil.rmtree(out / name)
+    _sync(out.parent)
+    if replaced.exists():
+        _clear(replaced)
 
 
 def _check_replaceable(out: Path) -> None:
@@ -89,12 +146,22 @@ def _is_store(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def _trim(partial: Path, shards: Collection[str] | None, last: bool = False) -> None:
+    """Delete all but what a journal names (None: all); the folder too if `last` and nothing stays."""
+    if shards is None:
+        _clear(partial, but=None if last else LOCK)
+        return
+    for path in list(partial.iterdir()):
+        if path.name in (MANIFEST, WRITING) or (SHARD.fullmatch(path.name) and path.name not in shards):
+            path.unlink()
+
+
 def _clear(folder: Path, but: str | None = None) -> None:
     """Delete what a store consists of, and the folder if that was all; what we did not write stays."""
     for path in list(folder.iterdir()):
         if path.name == but or not OWN_NAMES.fullmatch(path.name):
             continue
-        if path.name in (SPOOL, TOKENIZER):
+        if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -5,41 +5,44 @@
     hold out, cut, write       (this thread, in the order of the corpus, whatever finishes first)
 
 Memory holds a few batches, one shard per split and the held-out documents. The store is built in a folder beside its
-place and renamed when complete: after an error, a full disk or Ctrl-C nothing is left, and after a kill the next start
-removes what was.
+place and renamed when complete. Whenever a shard is complete a journal says how far things have come: after a kill,
+Ctrl-C or a full disk the same command goes on from there, and ends with the bytes of an uninterrupted run.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from mlm_pytorch.data.corpus import Corpus, EncodingErrors, SplitText
-from mlm_pytorch.data.encode import EncodedBatch, encode_threaded, read_batches
-from mlm_pytorch.data.holdout import HoldOut
-from mlm_pytorch.data.partial import SPOOL, TOKENIZER, replacing
+from mlm_pytorch.data.duplicates import Dropped, HashLog, repeated_documents, write_dropped
+from mlm_pytorch.data.encode import (
+    Documents,
+    EncodedBatch,
+    encode_threaded,
+    hash_of,
+    read_batches,
+)
+from mlm_pytorch.data.identity import identity_of
+from mlm_pytorch.data.journal import State
+from mlm_pytorch.data.manifest import Manifest
+from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, building
+from mlm_pytorch.data.pieces import Cutting, LongDocuments
+from mlm_pytorch.data.progress import Meter, PrepareProgress
 from mlm_pytorch.data.ray_engine import encode_on_ray
-from mlm_pytorch.data.store import Manifest, SplitWriter
-from mlm_pytorch.data.tokenizer import Tokenizer, train_tokenizer
-
-Engine = Literal["threads", "ray"]
+from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlm_pytorch.data.writing import Writing
+from mlm_pytorch.tokens import SpecialTokens
 
 VALID_SHARE = 0.01
 
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far a preparation has come, as given to the `progress` callback."""
-
-    stage: str  # "tokenizer" or "store"
-    bytes_done: int  # of the corpus files, compressed
-    bytes_total: int | None  # None where an input is a pipe
-    documents: int
-    tokens: int  # 0 in the stage "tokenizer"
+Engine = Literal["threads", "ray"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,11 @@ class PrepareReport:
     out: Path
     documents: int
     empty_documents: int  # skipped: nothing but white space, or no token
-    split_documents: int  # longer than a piece, so cut into several
+    duplicate_documents: int  # whose text came before: in the store, unless they were dropped
+    duplicates_dropped: bool
+    split_documents: int  # longer than a piece, so cut: into several, or its end off
+    dropped_tokens: int  # cut off from long documents
+    repeated_tokens: int  # stored more than once, because windows overlap
     pieces: int
     tokens: int  # without framing
     characters: int
@@ -61,6 +68,7 @@ class PrepareReport:
     unknown_tokens: int
     skipped_files: tuple[Path, ...]  # in folders, by their suffix
     tokenizer_trained: bool
+    resumed_documents: int  # read by an earlier preparation that was interrupted
     seconds: float
 
     @property
@@ -69,103 +77,129 @@ class PrepareReport:
         return self.valid_documents / self.documents
 
     @property
+    def corpus_tokens(self) -> int:
+        """What the text was encoded to: each token once, whether it is stored or not."""
+        return self.tokens + self.dropped_tokens - self.repeated_tokens
+
+    @property
     def characters_per_token(self) -> float:
         """How much text a token stands for."""
-        return self.characters / self.tokens
+        return self.characters / self.corpus_tokens
 
     @property
     def unknown_rate(self) -> float:
         """Share of tokens that the tokenizer does not know."""
-        return self.unknown_tokens / self.tokens
+        return self.unknown_tokens / self.corpus_tokens
 
 
 def prepare(
-    corpus: Sequence[str | Path],
+    corpus: Sequence[str | Path] | Documents,
     out: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
     vocab_size: int | None = None,
+    tokenizer_kind: str | None = None,
+    special: SpecialTokens | None = None,
     seq_len: int = 512,
-    valid: Sequence[str | Path] | None = None,
+    long_documents: LongDocuments = "split",
+    overlap: int = 0,
+    drop_duplicates: bool = False,
+    valid: Sequence[str | Path] | Documents | None = None,
     valid_share: float | None = None,
     column: str | None = None,
     split_text: SplitText | None = None,
     encoding_errors: EncodingErrors = "strict",
     workers: int | None = None,
-    engine: Engine = "threads",
     progress: Callable[[PrepareProgress], None] | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    engine: Engine = "threads",
 ) -> PrepareReport:
     """Write the store `out` from the documents of `corpus` (see `Corpus` for paths and options).
 
-    - `tokenizer` None: one of `vocab_size` (None: chosen by the amount of text) is trained first, on a sample of the
-      corpus.
-    - `seq_len`: limit of a piece with its framing. Longer documents are cut into several; nothing is dropped or joined.
+    - `tokenizer` None: one of `vocab_size` (None: chosen by the amount of text) and `tokenizer_kind` is trained first,
+      on a sample of the corpus. A corpus of ids needs the tokenizer that made them, or the vocabulary as `special`.
+    - `seq_len`: limit of a piece with its framing. `long_documents` says what becomes of longer ones: "split" into
+      several pieces, nothing dropped or repeated; "windows" of which neighbours share `overlap` tokens; "truncate".
     - Held out as split "valid": the documents of `valid` if given, else a `valid_share` (default 1%) of the corpus,
       chosen by a hash of the text: at least one document of two or more, at most 2,000; 0 holds nothing out. Equal
       documents fall on the same side.
-    - `workers`: encoding threads; None is one per CPU core.
-    - `engine`: "ray" reads and encodes on a Ray cluster instead of in threads (see `encode_on_ray`).
+    - `drop_duplicates`: of documents with the same text only the first is stored (one of `valid`, if there is one
+      there). They are counted either way. Needs a pass over the corpus before the first shard.
+    - `workers`: encoding threads; None is one per CPU core. With `engine` "ray" a Ray cluster reads and encodes (see
+      `encode_on_ray`).
+    - `notice` is told, in single lines, what a user should know at once: whether an interrupted preparation is
+      continued, and that the disk will be too small.
 
-    The same input gives the same bytes, however many workers, with either engine. Raises ValueError for what is wrong
-    with the input, OSError when the disk is full; either way nothing is left in `out`. A store that stands there is
-    replaced at the very end; anything else in `out` is refused.
+    The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
+    tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
+    wrong with the input, and leaves nothing then; OSError when the disk is full. A store that stands in `out` is
+    replaced at the very end; anything else there is refused.
     """
     started = time.perf_counter()
     if valid is not None and valid_share is not None:
         raise ValueError(f"valid files and valid_share {valid_share} are both given; choose one of them")
     share = VALID_SHARE if valid_share is None else valid_share
-    if not 0 <= share < 1:
-        raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers {workers} is too few; choose at least 1")
-    if workers is not None and engine == "ray":
-        raise ValueError(
-            f"workers {workers} is for threads, but engine ray uses every core of its cluster; leave it out"
+    _check_options(tokenizer, special, vocab_size, tokenizer_kind, share, workers, engine, drop_duplicates)
+    cutting = Cutting(seq_len, long_documents, overlap)
+    if (known := special if tokenizer is None else tokenizer.special) is not None:
+        cutting.max_piece(known)  # fails early
+    options: dict[str, Any] = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
+    corpora = {"train": _opened(corpus, options)} | ({} if valid is None else {"valid": _opened(valid, options)})
+    vocabulary: Any = {"size": vocab_size, "kind": tokenizer_kind, "special": special and asdict(special)}
+    identity = identity_of(
+        corpora, vocabulary if tokenizer is None else tokenizer.fingerprint, [asdict(cutting), drop_duplicates, share]
+    )
+    totals = [reader.bytes_total for reader in corpora.values()]
+    meter = Meter(progress, notice, None if None in totals else sum(filter(None, totals)))
+    with building(Path(out), identity, notice) as partial:
+        trained = tokenizer is None and special is None
+        if trained or drop_duplicates:
+            _spool(corpora, partial.folder / SPOOL)
+        if trained:
+            making = {"vocab_size": vocab_size} | ({} if tokenizer_kind is None else {"kind": tokenizer_kind})
+            tokenizer = _trained_tokenizer(partial, corpora["train"], making, seq_len, meter)
+        known = special if tokenizer is None else tokenizer.special
+        assert known is not None
+        dropped = _find_dropped(partial, corpora, meter) if drop_duplicates else {}
+        writing = Writing(
+            partial.folder,
+            known,
+            cutting,
+            hold_out_share=share if valid is None else 0,
+            count_duplicates=not drop_duplicates,
+            state=partial.state.part("writing") if "writing" in partial.state else None,
         )
-    if tokenizer is not None and vocab_size is not None:
-        raise ValueError(
-            f"vocab_size {vocab_size} is for training a tokenizer, but one was given; leave out one of them"
-        )
-    if tokenizer is not None:
-        _max_piece(tokenizer, seq_len)  # fails early
-    options = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
-    documents = Corpus(corpus, **options)
-    valid_documents = None if valid is None else Corpus(valid, **options)
-
-    with replacing(Path(out)) as folder:
-        trained = tokenizer is None
-        if tokenizer is None:
-            documents.spool(folder / SPOOL)
-            tokenizer = train_tokenizer(_texts(documents, progress), vocab_size)
-        max_piece = _max_piece(tokenizer, seq_len)
-        train = SplitWriter(folder, "train", tokenizer.special.num_tokens, max_piece)
-        held_out = SplitWriter(folder, "valid", tokenizer.special.num_tokens, max_piece)
-        counts = _Counts()
-        encode = partial(_encoded, tokenizer, None if engine == "ray" else workers or os.cpu_count() or 1, counts)
-        if valid_documents is None and share > 0:
-            hold_out = HoldOut(share, train, held_out)
-            for batch in encode(documents, progress):
-                hold_out.add(batch)
-            hold_out.finish()
-        else:
-            for batch in encode(documents, progress):
-                batch.write(train)
-        _require_text(train, documents, corpus)
-        if valid_documents is not None and valid is not None:
-            for batch in encode(valid_documents, None):
-                batch.write(held_out)
-            _require_text(held_out, valid_documents, valid)
-        splits = {writer.split: writer.finish() for writer in (train, held_out) if writer.documents}
-        tokenizer.save(folder / TOKENIZER, model_max_length=seq_len)
-        manifest = Manifest(train.dtype.name, seq_len, tokenizer.special, tokenizer.fingerprint, splits)
-        manifest.write(folder)
+        if writing.documents_read:
+            notice(f"going on after {writing.documents_read:,} documents, where an earlier preparation was interrupted")
+        resumed = writing.documents_read
+        meter.begin("store", writing.bytes_done)
+        for split, reader in corpora.items():
+            start = writing.positions[split]
+            if engine == "ray":
+                batches = encode_on_ray(tokenizer, reader, start)
+            else:
+                read = read_batches(reader, start, dropped.get(split, ()))
+                batches = encode_threaded(tokenizer, read, workers or os.cpu_count() or 1)
+            with closing(batches) as encoded:
+                _write(split, encoded, writing, partial, meter)
+            _require_text(writing, split, reader)
+        duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
+        if tokenizer is not None:
+            tokenizer.save(partial.folder / TOKENIZER, model_max_length=seq_len)
+        fingerprint = "" if tokenizer is None else tokenizer.fingerprint
+        splits = {writer.split: writer.finish() for writer in writing.writers if writer.documents}
+        manifest = Manifest(writing.train.dtype.name, seq_len, known, fingerprint, splits, long_documents, overlap)
+        manifest.write(partial.folder)
+    train, held_out = writing.writers
     return PrepareReport(
         out=Path(out),
         documents=train.documents + held_out.documents,
-        empty_documents=counts.empty
-        + documents.empty_documents
-        + (valid_documents.empty_documents if valid_documents else 0),
-        split_documents=train.split_documents + held_out.split_documents,
+        empty_documents=writing.empty_documents,
+        duplicate_documents=duplicates,
+        duplicates_dropped=drop_duplicates,
+        split_documents=train.cut_documents + held_out.cut_documents,
+        dropped_tokens=train.dropped_tokens + held_out.dropped_tokens,
+        repeated_tokens=train.repeated_tokens + held_out.repeated_tokens,
         pieces=train.pieces + held_out.pieces,
         tokens=train.tokens + held_out.tokens,
         characters=train.characters + held_out.characters,
@@ -173,63 +207,128 @@ def prepare(
         valid_documents=held_out.documents,
         valid_pieces=held_out.pieces,
         valid_tokens=held_out.tokens,
-        num_tokens=tokenizer.special.num_tokens,
-        unknown_tokens=counts.unknown,
-        skipped_files=tuple(documents.skipped_files + (valid_documents.skipped_files if valid_documents else [])),
+        num_tokens=known.num_tokens,
+        unknown_tokens=writing.unknown_tokens,
+        skipped_files=tuple(path for reader in corpora.values() for path in reader.skipped_files),
         tokenizer_trained=trained,
+        resumed_documents=resumed,
         seconds=time.perf_counter() - started,
     )
 
 
-@dataclass
-class _Counts:
-    """What no writer sees."""
-
-    empty: int = 0  # documents with text but without tokens
-    unknown: int = 0
-
-
-def _encoded(
-    tokenizer: Tokenizer,
-    workers: int | None,  # None: engine ray
-    counts: _Counts,
-    corpus: Corpus,
-    progress: Callable[[PrepareProgress], None] | None,
-) -> Iterator[EncodedBatch]:
-    num_tokens = 0
-    if workers is None:
-        batches = encode_on_ray(tokenizer, corpus)
-    else:
-        batches = encode_threaded(tokenizer, read_batches(corpus), workers)
-    for batch in batches:
-        counts.empty += batch.num_read - len(batch)
-        counts.unknown += batch.unknown_tokens
-        num_tokens += len(batch.ids)
-        yield batch
-        if progress is not None:
-            at = batch.position
-            progress(PrepareProgress("store", at.bytes_done, corpus.bytes_total, at.documents, num_tokens))
+def _spool(corpora: Mapping[str, Documents], folder: Path) -> None:
+    """Make pipes readable more than once."""
+    for split, reader in corpora.items():
+        (folder / split).mkdir(exist_ok=True)
+        reader.spool(folder / split)
 
 
-def _max_piece(tokenizer: Tokenizer, seq_len: int) -> int:
-    """Room for content in a piece."""
-    framing = len(tokenizer.special.prefix) + len(tokenizer.special.suffix)
-    if seq_len <= framing:
-        raise ValueError(
-            f"seq_len {seq_len} leaves no room beside the {framing} tokens that frame a piece; choose a larger one"
-        )
-    return seq_len - framing
+def _trained_tokenizer(
+    partial: Partial, corpus: Documents, making: Mapping[str, Any], seq_len: int, meter: Meter
+) -> Tokenizer:
+    """Train on the corpus, or load what an interrupted preparation trained."""
+    folder = partial.folder / TOKENIZER
+    if "tokenizer" in partial.state:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.fingerprint != partial.state.part("tokenizer").facts["fingerprint"]:
+            raise ValueError(f"{folder} is not what was trained before; give the same command again to start over")
+        return tokenizer
+
+    def texts() -> Iterator[str]:
+        for number, document in enumerate(corpus, 1):
+            if document.ids is not None:
+                raise ValueError(
+                    f"{document.source} holds token ids, and no tokenizer was given; give the tokenizer that made "
+                    "them, or --num-tokens with --mask-token-id and --pad-token-id or with --add-special-tokens"
+                )
+            yield document.text
+            if number % 1024 == 0:
+                meter.show(corpus.bytes_done, number)
+
+    meter.begin("tokenizer")
+    tokenizer = train_tokenizer(texts(), **making)
+    tokenizer.save(folder, model_max_length=seq_len)
+    partial.keep("tokenizer", State({"fingerprint": tokenizer.fingerprint}), {})
+    return tokenizer
 
 
-def _require_text(writer: SplitWriter, corpus: Corpus, paths: Sequence[str | Path]) -> None:
-    if not writer.documents:
-        named = ", ".join(map(str, islice(paths, 3))) + (", …" if len(paths) > 3 else "")
-        held = f"only {corpus.empty_documents:,} empty documents" if corpus.empty_documents else "no documents"
+def _find_dropped(partial: Partial, corpora: Mapping[str, Documents], meter: Meter) -> dict[str, Dropped]:
+    """Which documents of each corpus repeat an earlier one. Held-out files come first, so that they stay whole and
+    training does not see their texts.
+    """
+    path, scratch = partial.folder / DUPLICATES / "dropped.bin", partial.folder / DUPLICATES
+    if "dropped" not in partial.state:
+        meter.begin("duplicates")
+        log = HashLog(scratch / "documents.bin", 2)
+        firsts: dict[str, int] = {}
+        bytes_before = bytes_done = 0
+        for split in ("valid", "train"):
+            if split not in corpora:
+                continue
+            firsts[split] = log.num_documents
+            for batch in read_batches(corpora[split]):
+                hashes = b"".join(hash_of(document, 16) for document in batch.documents)
+                log.add(np.frombuffer(hashes, "<u8").reshape(-1, 2))
+                bytes_done = bytes_before + batch.position.bytes_done
+                meter.show(bytes_done, log.num_documents)
+            bytes_before = bytes_done
+        count = write_dropped(path, log.num_documents, repeated_documents(log, scratch))
+        log.path.unlink()
+        partial.keep("dropped", State({"firsts": firsts, "count": count}), {})
+    firsts = partial.state.part("dropped").facts["firsts"]
+    return {split: Dropped(path, first) for split, first in firsts.items()}
+
+
+def _write(split: str, encoded: Iterable[EncodedBatch], writing: Writing, partial: Partial, meter: Meter) -> None:
+    """Write a split's corpus, and keep the state whenever a shard is complete."""
+    num_shards = len(writing.shards)
+    for batch in encoded:
+        writing.add(split, batch)
+        if len(writing.shards) > num_shards:
+            partial.keep("writing", writing.state(), writing.shards)
+            num_shards = len(writing.shards)
+        meter.check_disk(partial.folder, writing.bytes_done, writing.bytes_out)
+        meter.show(writing.bytes_done, writing.documents_read, writing.tokens_read, writing.bytes_out)
+    if split == "train":
+        writing.finish_holding_out()
+
+
+def _require_text(writing: Writing, split: str, corpus: Documents) -> None:
+    if not any(writer.documents for writer in writing.writers if writer.split == split):
+        named = ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
+        empty = writing.positions[split].empty_documents
+        held = f"only {empty:,} empty documents" if empty else "no documents"
         raise ValueError(f"{named} holds no text ({held}); check the path and the format")
 
 
-def _texts(corpus: Corpus, progress: Callable[[PrepareProgress], None] | None) -> Iterator[str]:
-    for number, document in enumerate(corpus, 1):
-        yield document.text
-        if progress is not None and number % 1024 == 0:
-            progress(PrepareProgress("tokenizer", corpus.bytes_done, corpus.bytes_total, number, 0))
+def _check_options(
+    tokenizer: Tokenizer | None,
+    special: SpecialTokens | None,
+    vocab_size: int | None,
+    tokenizer_kind: str | None,
+    share: float,
+    workers: int | None,
+    engine: Engine,
+    drop_duplicates: bool,
+) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers {workers} is too few; choose at least 1")
+    if engine == "ray" and workers is not None:
+        raise ValueError(
+            f"workers {workers} is for threads, but engine ray uses every core of its cluster; leave it out"
+        )
+    if engine == "ray" and drop_duplicates:
+        raise ValueError(
+            "drop_duplicates reads the corpus on one machine, so engine ray does not do it; leave out one of them"
+        )
+    for name, value in (("vocab_size", vocab_size), ("tokenizer_kind", tokenizer_kind)):
+        if value is not None and (tokenizer is not None or special is not None):
+            raise ValueError(f"{name} {value} is for training a tokenizer, but one was given; leave out one of them")
+    if tokenizer is not None and special is not None:
+        raise ValueError("a tokenizer and the vocabulary of a corpus of ids are both given; leave out one of them")
+
+
+def _opened(corpus: Sequence[str | Path] | Documents, options: Mapping[str, Any]) -> Documents:
+    return Corpus(corpus, **options) if isinstance(corpus, Sequence | str | Path) else corpus

@@ -21,14 +21,14 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import Any
 
 from mlm_pytorch.data.corpus import Corpus
-from mlm_pytorch.data.encode import TOKENIZER_THREADS, EncodedBatch, Position, encode_documents, read_batches
+from mlm_pytorch.data.encode import TOKENIZER_THREADS, Documents, EncodedBatch, Position, encode_batch, read_batches
 from mlm_pytorch.data.tokenizer import Tokenizer, _tokenizer
 
 UNIT_BYTES = 1 << 25  # of corpus files: what a killed worker has to do again, at most, and what balances the load
@@ -39,48 +39,68 @@ CONNECT_SECONDS = 10
 SAME_EVERYWHERE = ("mlm-pytorch", "tokenizers")  # packages that decide about ids
 
 
-def encode_on_ray(tokenizer: Tokenizer, corpus: Corpus, address: str | None = None) -> Iterator[EncodedBatch]:
-    """Encode a corpus on a Ray cluster, in its order: the same documents and counts as `encode_threaded` gives.
+def encode_on_ray(
+    tokenizer: Tokenizer | None, corpus: Documents, start: Position, address: str | None = None
+) -> Generator[EncodedBatch, None, None]:
+    """Encode a corpus from `start` on, on a Ray cluster, in its order: what `encode_threaded` makes of `read_batches`,
+    in larger batches.
 
     Joins the cluster at `address` (None: the one that RAY_ADDRESS names, else one that runs on this machine, else a
     local one is started, and stopped at the end); Ray that is initialized in this process already is used as it is. The
     nodes must see the corpus under the paths that it has here, and hold the same mlm-pytorch and tokenizers. Memory
-    here is bounded by a few parts of `PART_TOKENS`; afterwards `corpus` has counted as if it had been read here.
+    here is bounded by a few parts of `PART_TOKENS`.
 
     Raises ValueError when Ray is not installed, the cluster cannot be joined, a node does not see a file or has other
-    versions, or an input is a pipe; and what reading the corpus here would raise.
+    versions, an input is a pipe, or the corpus is no `Corpus` of files; and what reading it here would raise.
 
-    >>> sum(len(batch) for batch in encode_on_ray(tokenizer, Corpus(["/shared/corpus/"]), "ray://head:10001"))
+    >>> sum(len(batch) for batch in encode_on_ray(tokenizer, Corpus(["/shared/corpus/"]), Position()))
     85090
     """
     ray = _import_ray()
+    if not isinstance(corpus, Corpus):
+        raise ValueError("engine ray reads files, not a mixture of corpora; leave out --engine ray")
     with _joined(ray, address):
-        units = cut_into_units(corpus, int(ray.cluster_resources().get("CPU", 1)))
-        corpus.bytes_done = corpus.empty_documents = 0
-        at = Position()
-        for batch in _run(ray, units, _task(dict(tokenizer.files), _versions(), PART_TOKENS)):
-            at = _sum(at, batch.position)
-            corpus.bytes_done, corpus.empty_documents = at.bytes_done, at.empty_documents
+        units = cut_into_units(corpus, int(ray.cluster_resources().get("CPU", 1)), start.file)
+        if not units:
+            return
+        # Units count from their own beginning; of the first file, what comes before the start is passed over.
+        before = Position(start.documents_before, start.empty_before, start.bytes_before, start.file - 1).next_file()
+        starts = [Position(start.documents - start.documents_before)] + [Position()] * (len(units) - 1)
+        tasks = [pickle.dumps(task) for task in zip(units, starts, strict=True)]
+        remaining = [len(unit.files) for unit in reversed(units)]
+        files = None if tokenizer is None else dict(tokenizer.files)
+        for batch in _run(ray, tasks, _task(files, _versions(), PART_TOKENS)):
+            at = _after(before, batch.position)
             yield replace(batch, position=at)
+            if batch.position.file == remaining[-1]:  # the end of a unit
+                before = at
+                remaining.pop()
 
 
-def cut_into_units(corpus: Corpus, cores: int) -> list[Corpus]:
-    """Corpora of consecutive files, each of at most `UNIT_BYTES` or one file; smaller for few bytes on many cores.
+def _after(before: Position, at: Position) -> Position:
+    """A position in a unit as one in the corpus; the unit begins at `before`."""
+    return Position(*(getattr(before, field.name) + getattr(at, field.name) for field in fields(Position)))
+
+
+def cut_into_units(corpus: Corpus, cores: int, first: int = 0) -> list[Corpus]:
+    """Corpora of consecutive files, from the file number `first` on: each of at most `UNIT_BYTES` or one file, and
+    smaller for few bytes on many cores.
 
     >>> [len(unit.files) for unit in cut_into_units(corpus_of_three_small_files, cores=1)]
     [3]
     """
-    piped = [file.label for file in corpus.files if file.is_stream]
+    files = corpus.files[first:]
+    piped = [file.label for file in files if file.is_stream]
     if piped:
         raise ValueError(
             f"{piped[0]} can be read only once, and only here, so not by a cluster; save it to a file that every node "
             "sees, or leave out --engine ray"
         )
-    sizes = [file.num_bytes or 0 for file in corpus.files]
+    sizes = [file.num_bytes or 0 for file in files]
     limit = min(UNIT_BYTES, max(SMALLEST_UNIT_BYTES, sum(sizes) // (UNITS_PER_CORE * cores)))
     units: list[Corpus] = []
     unit_bytes = 0
-    for file, size in zip(corpus.files, sizes, strict=True):
+    for file, size in zip(files, sizes, strict=True):
         if not units or unit_bytes + size > limit:
             unit = copy.copy(corpus)
             unit.files, unit.skipped_files, unit_bytes = [], [], 0
@@ -89,14 +109,6 @@ def cut_into_units(corpus: Corpus, cores: int) -> list[Corpus]:
         units[-1].files.append(file if file.path is None else replace(file, path=file.path.absolute()))
         unit_bytes += size
     return units
-
-
-def _sum(first: Position, second: Position) -> Position:
-    return Position(
-        first.documents + second.documents,
-        first.empty_documents + second.empty_documents,
-        first.bytes_done + second.bytes_done,
-    )
 
 
 # -- Ray ---------------------------------------------------------------------------------------------------------------
@@ -141,7 +153,7 @@ def _joined(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()  # leaves a cluster that we did not start as it is
 
 
-def _run(ray: Any, units: Sequence[Corpus], task: Callable[[Any], Iterator[Any]]) -> Iterator[EncodedBatch]:
+def _run(ray: Any, units: Sequence[bytes], task: Callable[[Any], Iterator[Any]]) -> Iterator[EncodedBatch]:
     """The parts of all units in their order, from tasks of Ray Data."""
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
@@ -150,7 +162,7 @@ def _run(ray: Any, units: Sequence[Corpus], task: Callable[[Any], Iterator[Any]]
     # would have to come to the same number of blocks.
     context.target_max_block_size = 1
     with _quiet(logging.getLogger("ray.data")), ray.data.DataContext.current(context):
-        rows = [{"unit": pickle.dumps(unit)} for unit in units]
+        rows = [{"unit": unit} for unit in units]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         dataset = dataset.map_batches(task, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
         with closing(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))) as blocks:
@@ -173,7 +185,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _task(files: dict[str, bytes], versions: dict[str, str], part_tokens: int) -> Callable[[Any], Iterator[Any]]:
+def _task(files: dict[str, bytes] | None, versions: dict[str, str], part_tokens: int) -> Callable[[Any], Iterator[Any]]:
     """What Ray runs on a unit: a table of it -> a table of each part. The arguments are those of `encode_unit`.
 
     It is no function of this module, so that Ray sends it by value: a node without mlm-pytorch must be able to say so.
@@ -208,17 +220,21 @@ def _versions() -> dict[str, str]:
 
 
 def encode_unit(
-    unit: bytes, files: dict[str, bytes], versions: dict[str, str], part_tokens: int = PART_TOKENS
+    unit: bytes, files: dict[str, bytes] | None, versions: dict[str, str], part_tokens: int = PART_TOKENS
 ) -> Iterator[bytes]:
-    """The parts of a pickled unit, pickled: batches whose `position` counts from the part before, or an error at last.
+    """The parts of a pickled unit and where to start in it, pickled: batches with positions in the unit; an error, if
+    there is one, at last.
 
-    `files` are those of the tokenizer, `versions` those of the packages where the preparation was started.
+    `files` are those of the tokenizer (None where the corpus is ids), `versions` those of the packages where the
+    preparation was started.
     """
     os.environ[TOKENIZER_THREADS] = "false"  # a task has one core
-    corpus: Corpus = pickle.loads(unit)  # noqa: S301 - from the process that started this one
+    corpus: Corpus
+    corpus, start = pickle.loads(unit)  # noqa: S301 - from the process that started this one
     try:
         _check_node(corpus, versions)
-        for part in _parts(_loaded(tuple(files.items())), corpus, part_tokens):
+        tokenizer = None if files is None else _loaded(tuple(files.items()))
+        for part in _parts(tokenizer, corpus, start, part_tokens):
             yield pickle.dumps(part, protocol=5)
     except (ValueError, OSError) as error:
         yield pickle.dumps(error)
@@ -256,23 +272,12 @@ def _loaded(files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
     return _tokenizer(dict(files), "the tokenizer")
 
 
-def _parts(tokenizer: Tokenizer, corpus: Corpus, part_tokens: int) -> Iterator[EncodedBatch]:
-    """The corpus in parts of at least `part_tokens`; the last is of what is left and counts all that was read."""
+def _parts(tokenizer: Tokenizer | None, corpus: Corpus, start: Position, part_tokens: int) -> Iterator[EncodedBatch]:
+    """The corpus from `start` on in parts of at least `part_tokens`; the last one is what is left, up to the end."""
     batches: list[EncodedBatch] = []
-    sent = at = Position()
-
-    def part(until: Position) -> EncodedBatch:
-        since = Position(
-            until.documents - sent.documents,
-            until.empty_documents - sent.empty_documents,
-            until.bytes_done - sent.bytes_done,
-        )
-        return replace(EncodedBatch.join(batches or [encode_documents(tokenizer, [])]), position=since)
-
-    for read in read_batches(corpus):
+    for read in read_batches(corpus, start):
         if sum(len(batch.ids) for batch in batches) >= part_tokens:
-            yield part(at)
-            batches, sent = [], at
-        batches.append(encode_documents(tokenizer, read.documents))
-        at = read.position
-    yield part(Position(at.documents, corpus.empty_documents, corpus.bytes_done))
+            yield EncodedBatch.join(batches)
+            batches = []
+        batches.append(encode_batch(tokenizer, read))
+    yield EncodedBatch.join(batches)

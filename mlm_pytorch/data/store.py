@@ -1,7 +1,7 @@
 """TokenStore: a prepared corpus as memory-mapped Arrow shards with a manifest.
 
-    folder/manifest.json          counts, dtype, seq_len, special tokens, tokenizer fingerprint; name, size, sha256 per
-    shard folder/train-00000.arrow …    Arrow IPC files of one record batch each:
+    folder/manifest.json          counts, dtype, seq_len, special tokens, tokenizer fingerprint, checksum of each shard
+    folder/train-00000.arrow …    Arrow IPC files of one record batch each:
                                   tokens: large_list<uint16 | uint32>, source: string
     folder/valid-00000.arrow …    the held-out split, if there is one
     folder/tokenizer/             as transformers loads it
@@ -12,101 +12,35 @@ shards too. Tokens are stored without framing: a reader puts `special.prefix` an
 """
 
 import hashlib
-import json
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.data.journal import State
+from mlm_pytorch.data.manifest import MANIFEST as MANIFEST  # also found here
+from mlm_pytorch.data.manifest import Manifest, ShardInfo, SplitInfo, write_file
+from mlm_pytorch.data.pieces import LongDocuments, Pieces, cut
 
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "mlm-pytorch token store", 1
 SHARD_TOKENS = 1 << 24
 SHARD_PIECES = 1 << 21  # bounds the memory that offsets take when pieces are tiny
 SHARD_SOURCE_BYTES = 1 << 26  # and that of sources when they are long
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One file of a store, as the manifest lists it."""
-
-    file: str
-    pieces: int
-    tokens: int
-    bytes: int  # of the file
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """What one split ("train" or "valid") holds."""
-
-    documents: int
-    pieces: int
-    tokens: int  # without framing
-    characters: int
-    bytes: int  # of the text in UTF-8
-    shards: tuple[ShardInfo, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All that is known of a store without opening a shard."""
-
-    dtype: str  # "uint16" or "uint32"
-    seq_len: int  # limit of a framed piece
-    special: SpecialTokens
-    tokenizer_fingerprint: str
-    splits: dict[str, SplitInfo]
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Manifest":
-        """Raises ValueError when the folder holds no store, one of another format version, or a damaged manifest."""
-        path = Path(folder) / MANIFEST
-        try:
-            content = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{folder} is not a store (it has no {MANIFEST}); make one with mlm prepare") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged ({error}); prepare the store again") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path} is not the manifest of a token store; give a folder made by mlm prepare")
-        if content.get("version") != VERSION:
-            raise ValueError(
-                f"{path} has format version {content.get('version')!r}, and this program reads {VERSION}; prepare the "
-                "store again"
-            )
-        try:
-            special = dict(content["special"])
-            for name in ("ids", "prefix", "suffix"):
-                special[name] = tuple(special[name])
-            manifest = cls(
-                dtype=content["dtype"],
-                seq_len=int(content["seq_len"]),
-                special=SpecialTokens(**special),
-                tokenizer_fingerprint=content["tokenizer_fingerprint"],
-                splits={
-                    name: SplitInfo(**{**split, "shards": tuple(ShardInfo(**shard) for shard in split["shards"])})
-                    for name, split in content["splits"].items()
-                },
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the store again") from None
-        if manifest.dtype not in ("uint16", "uint32"):
-            raise ValueError(f"{path} is damaged (dtype {manifest.dtype!r}); prepare the store again")
-        return manifest
-
-    def write(self, folder: Path) -> None:
-        """Written last: a folder with a manifest is complete."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        _write_file(folder / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+WRITER_COUNTS = (
+    "documents",
+    "pieces",
+    "tokens",
+    "characters",
+    "bytes",
+    "cut_documents",
+    "dropped_tokens",
+    "repeated_tokens",
+)
 
 
 class TokenStore:
@@ -257,15 +191,28 @@ class SplitWriter:
     """Writes the shards of one split, holding one shard in memory: `add` batches of documents, then `finish`.
 
     Works in a folder that is not yet in its place (see `prepare`): shards appear under their final names, each synced
-    to disk.
+    to disk. What they hold depends on the documents and their order alone, not on how they come in batches.
     """
 
-    def __init__(self, folder: Path, split: str, num_tokens: int, max_piece: int, shard_tokens: int = SHARD_TOKENS):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        num_tokens: int,
+        max_piece: int,
+        shard_tokens: int = SHARD_TOKENS,
+        *,
+        long_documents: LongDocuments = "split",
+        overlap: int = 0,
+    ):
         assert shard_tokens >= max_piece >= 1
         self.folder, self.split, self.num_tokens = folder, split, num_tokens
         self.max_piece, self.shard_tokens = max_piece, shard_tokens
+        self.long_documents: LongDocuments = long_documents
+        self.overlap = overlap
         self.dtype = token_dtype(num_tokens)
-        self.documents = self.split_documents = self.pieces = self.tokens = self.characters = self.bytes = 0
+        self.documents = self.pieces = self.tokens = self.characters = self.bytes = 0
+        self.cut_documents = self.dropped_tokens = self.repeated_tokens = 0
         self.shards: list[ShardInfo] = []
         self._clear()
 
@@ -285,45 +232,89 @@ class SplitWriter:
     ) -> None:
         """Add documents, none of them empty: their ids end to end, and the length of each.
 
-        Each is cut into pieces of `max_piece` tokens and a rest. `characters` and `num_bytes` count the text of them
-        all. Raises ValueError for an id outside the vocabulary.
+        Each is cut into pieces (see `cut`). `characters` and `num_bytes` count the text of them all. Raises ValueError
+        for an id outside the vocabulary.
         """
         assert int(lengths.sum()) == len(ids)
         assert lengths.min(initial=1) > 0
         check_ids(ids, self.num_tokens, f"the {self.split} split")
-        of_document, piece_lengths = cut(lengths, self.max_piece)
-        source_P = pa.array([sources[d] if sources else None for d in of_document], pa.string())
+        pieces = cut(lengths, self.max_piece, self.long_documents, self.overlap)
+        ids = pieces.take(ids.astype(self.dtype, copy=False))
         self.documents += len(lengths)
-        self.split_documents += int((lengths > self.max_piece).sum())
-        self.pieces += len(piece_lengths)
+        self.pieces += len(pieces.lengths)
         self.tokens += len(ids)
         self.characters += characters
         self.bytes += num_bytes
-        ids = ids.astype(self.dtype, copy=False)
-        ends = np.cumsum(piece_lengths)
-        piece = token = 0  # how many were taken so far
+        self.cut_documents += pieces.cut_documents
+        self.dropped_tokens += pieces.dropped_tokens
+        self.repeated_tokens += pieces.repeated_tokens
+        self._add_pieces(ids, pieces, pa.array(sources or [None] * len(lengths), pa.string()))
+
+    def _add_pieces(self, ids: np.ndarray, pieces: Pieces, source_of_document: pa.Array) -> None:
+        """A shard ends before the first piece for which it has no room: a document may go on in the next."""
+        ends = np.cumsum(pieces.lengths)
+        source_lengths: Any = pc.call_function("binary_length", [source_of_document])
+        source_ends = np.cumsum(source_lengths.fill_null(0).to_numpy()[pieces.of_document], dtype=np.int64)
+        piece = token = source_bytes = 0  # how much was taken so far
         while piece < len(ends):
-            # As many pieces as there is room for: a document may go on in the next shard, a piece may not.
-            room = self.shard_tokens - self._num_tokens
-            stop = int(np.searchsorted(ends, token + room, side="right"))
-            stop = min(stop, piece + SHARD_PIECES - self._num_pieces)
+            stop = min(
+                int(np.searchsorted(ends, token + self.shard_tokens - self._num_tokens, side="right")),
+                int(np.searchsorted(source_ends, source_bytes + SHARD_SOURCE_BYTES - self._source_bytes, side="right")),
+                piece + SHARD_PIECES - self._num_pieces,
+            )
+            if stop <= piece and not self._num_pieces:
+                stop = piece + 1  # a source that is longer than all that a shard should hold
             if stop > piece:
-                end = int(ends[stop - 1])
-                self._values.append(ids[token:end])
-                self._lengths.append(piece_lengths[piece:stop])
-                self._sources.append(source_P.slice(piece, stop - piece))
-                self._num_tokens += end - token
+                self._values.append(ids[token : ends[stop - 1]])
+                self._lengths.append(pieces.lengths[piece:stop])
+                self._sources.append(source_of_document.take(pa.array(pieces.of_document[piece:stop])))
+                self._num_tokens += int(ends[stop - 1]) - token
                 self._num_pieces += stop - piece
-                self._source_bytes += self._sources[-1].nbytes
-                piece, token = stop, end
-            if piece < len(ends) or self._source_bytes > SHARD_SOURCE_BYTES:
+                self._source_bytes += int(source_ends[stop - 1]) - source_bytes
+                piece, token, source_bytes = stop, int(ends[stop - 1]), int(source_ends[stop - 1])
+            if piece < len(ends):
                 self._write_shard()
 
     def finish(self) -> SplitInfo:
         """Write what is left and return the split's entry for the manifest."""
         if self._num_pieces:
             self._write_shard()
-        return SplitInfo(self.documents, self.pieces, self.tokens, self.characters, self.bytes, tuple(self.shards))
+        return SplitInfo(
+            self.documents,
+            self.pieces,
+            self.tokens,
+            self.characters,
+            self.bytes,
+            tuple(self.shards),
+            self.cut_documents,
+            self.dropped_tokens,
+            self.repeated_tokens,
+        )
+
+    @property
+    def num_written(self) -> int:
+        """Bytes on disk, and about those to come of what is held in memory."""
+        held = self._num_tokens * self.dtype.itemsize + 12 * self._num_pieces + self._source_bytes
+        return sum(shard.bytes for shard in self.shards) + held
+
+    def state(self) -> State:
+        """What `restore` needs to go on from here: all but the shards that are written."""
+        facts: dict[str, Any] = {name: getattr(self, name) for name in WRITER_COUNTS}
+        facts["shards"] = [asdict(shard) for shard in self.shards]
+        facts["sources"] = pa.chunked_array(self._sources, pa.string()).to_pylist()
+        values = np.concatenate([np.empty(0, self.dtype), *self._values])
+        return State(facts, {"values": values, "lengths": np.concatenate([np.empty(0, np.int64), *self._lengths])})
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was asked for, in a folder that holds the shards of then."""
+        facts, arrays = state.facts, state.arrays
+        for name in WRITER_COUNTS:
+            setattr(self, name, facts[name])
+        self.shards = [ShardInfo(**shard) for shard in facts["shards"]]
+        self._values, self._lengths = [arrays["values"]], [arrays["lengths"]]
+        self._sources = [pa.array(facts["sources"], pa.string())]
+        self._num_tokens, self._num_pieces = len(arrays["values"]), len(arrays["lengths"])
+        self._source_bytes = sum(len(source.encode()) for source in facts["sources"] if source is not None)
 
     def _write_shard(self) -> None:
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]).astype(np.int64)
@@ -334,23 +325,10 @@ class SplitWriter:
             writer.write_batch(batch)
         content = memoryview(buffer.getvalue())
         name = f"{self.split}-{len(self.shards):05d}.arrow"
-        _write_file(self.folder / name, content)
+        write_file(self.folder / name, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self.shards.append(ShardInfo(name, self._num_pieces, self._num_tokens, len(content), sha256))
         self._clear()
-
-
-def cut(lengths: np.ndarray, max_piece: int) -> tuple[np.ndarray, np.ndarray]:
-    """How documents of these lengths (at least 1) are cut: full pieces, then a rest.
-
-    Returns for every piece the index of its document and its length, in order: ([3, 7], 3) -> ([0, 1, 1, 1], [3, 3, 3,
-    1]).
-    """
-    pieces = -(-lengths // max_piece)
-    of_document = np.repeat(np.arange(len(lengths)), pieces)
-    piece_lengths = np.full(len(of_document), max_piece, dtype=np.int64)
-    piece_lengths[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * max_piece
-    return of_document, piece_lengths
 
 
 def token_dtype(num_tokens: int) -> np.dtype:
@@ -369,10 +347,3 @@ def check_ids(ids: np.ndarray, num_tokens: int, where: str) -> None:
 
 def _tokens_type(dtype: str) -> pa.DataType:
     return pa.large_list(pa.from_numpy_dtype(np.dtype(dtype)))
-
-
-def _write_file(path: Path, content: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -5,10 +5,8 @@ import fcntl
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -20,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_pytorch.data import encode, holdout
+from mlm_pytorch.data import encode, holdout, manifest
 from mlm_pytorch.data import store as store_module
 from mlm_pytorch.data.prepare import PrepareProgress, prepare
 from mlm_pytorch.data.store import TokenStore
@@ -357,23 +355,36 @@ def test_two_at_once(tokenizer, tmp_path):
 def test_full_disk(tokenizer, tmp_path, monkeypatch, place):
     corpus = write_jsonl(tmp_path / "a.jsonl", sentences(200))
     monkeypatch.setattr(store_module, "SHARD_PIECES", 100)
+    prepare([corpus], tmp_path / "expected", tokenizer=tokenizer)
 
     def full(path, *_):
+        path.touch()  # half-written
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    if place == "tokenizer":
-        monkeypatch.setattr(Path, "write_bytes", full)
-    else:
-        real = store_module._write_file
-        monkeypatch.setattr(
-            store_module, "_write_file", lambda path, *rest: (full if path.name == place else real)(path, *rest)
-        )
-    with pytest.raises(
-        OSError, match=r"the disk of .* is full; free some space .* \(nothing was left behind\)"
-    ) as raised:
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    real = manifest.write_file
+    with monkeypatch.context() as patch:
+        if place == "tokenizer":
+            patch.setattr(Path, "write_bytes", full)
+        else:
+            for module in (store_module, manifest):
+                patch.setattr(
+                    module, "write_file", lambda path, *rest: (full if path.name == place else real)(path, *rest)
+                )
+        with pytest.raises(OSError, match=r"the disk of .* is full; free some space") as raised:
+            prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
     assert "\n" not in str(raised.value)
-    assert listed(tmp_path) == ["a.jsonl"]
+    if place == "train-00000.arrow":
+        assert "(nothing was left behind)" in str(raised.value)
+        assert listed(tmp_path) == ["a.jsonl", "expected"]
+    else:
+        assert "give the same command again, which goes on from here" in str(raised.value)
+        assert set(listed(tmp_path / ".store.partial")) >= {"journal.npz", "train-00000.arrow"}
+        assert not set(listed(tmp_path / ".store.partial")) & {"train-00001.arrow", "manifest.json"}
+        with pytest.raises(ValueError, match="store is not yet a store: preparing it was interrupted; give that mlm"):
+            TokenStore.open(tmp_path / "store")
+    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert (report.resumed_documents > 0) == (place != "train-00000.arrow")
+    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
 
 
 def test_interrupted_by_the_keyboard(tokenizer, tmp_path):
@@ -385,33 +396,6 @@ def test_interrupted_by_the_keyboard(tokenizer, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare([corpus], tmp_path / "store", tokenizer=tokenizer, progress=interrupt)
     assert listed(tmp_path) == ["a.jsonl"]
-
-
-KILLED = """
-import sys, time
-from mlm_pytorch.data import encode, store
-from mlm_pytorch.data.prepare import prepare
-store.SHARD_PIECES, encode.BATCH_CHARACTERS = 50, 1000
-prepare([sys.argv[1]], sys.argv[2], progress=lambda state: time.sleep(0.05))
-"""
-
-
-def test_killed_midway_and_started_again(tmp_path):
-    corpus, out, partial = tmp_path / "a.jsonl", tmp_path / "store", tmp_path / ".store.partial"
-    write_jsonl(corpus, sentences(3000))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus), str(out)])
-    deadline = time.monotonic() + 60
-    while len(list(partial.glob("train-*.arrow"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not out.exists()
-    assert partial.exists()
-    prepare([corpus], out)
-    assert listed(tmp_path) == ["a.jsonl", "store"]
-    tokenizer = load_tokenizer(out / "tokenizer")
-    train, held = splits(out, tokenizer)
-    assert sorted(train + held) == sorted(sentences(3000))
 
 
 def test_killed_between_the_two_renames(tokenizer, tmp_path):

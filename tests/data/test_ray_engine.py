@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +131,7 @@ def parts_of(corpus, tokenizer, part_tokens, versions=None):
     """What tasks send for each unit of a corpus: batches, or errors."""
     versions = module._versions() | (versions or {})
     for unit in cut_into_units(corpus, 1):
-        for part in encode_unit(pickle.dumps(unit), dict(tokenizer.files), versions, part_tokens):
+        for part in encode_unit(pickle.dumps((unit, Position())), dict(tokenizer.files), versions, part_tokens):
             yield pickle.loads(part)
 
 
@@ -139,20 +141,33 @@ def parts_of(corpus, tokenizer, part_tokens, versions=None):
     part_tokens=st.integers(1, 300),
     batch_characters=st.integers(1, 300),
     limit=st.sampled_from([1, 1000, 1 << 20]),
+    interrupted=st.integers(0, 20),
 )
-def test_parts_are_the_corpus(tokenizer, tmp_path_factory, sizes, part_tokens, batch_characters, limit):
+def test_parts_are_the_corpus(tokenizer, tmp_path_factory, sizes, part_tokens, batch_characters, limit, interrupted):
+    """Also from where an interrupted preparation came to; Ray is replaced by calling its task in a loop."""
     corpus = Corpus([write_corpus(tmp_path_factory.mktemp("parts") / "corpus", sizes, sum(sizes))])
-    expected = encoded_by_threads(tokenizer, corpus)
+
+    def run(ray, units, task):
+        for unit in units:
+            for table in task(pa.table({"unit": [unit]})):
+                yield pickle.loads(table["part"][0].as_py())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_module, "BATCH_CHARACTERS", batch_characters)
         patch.setattr(module, "UNIT_BYTES", limit)
-        parts = list(parts_of(corpus, tokenizer, part_tokens))
-        assert len(parts) == len(list(parts_of(corpus, tokenizer, part_tokens)))  # what a repeated task must send
-    if expected:
-        assert same(parts, expected)
-    assert sum(part.position.documents for part in parts) == sum(batch.num_read for batch in expected)
-    assert sum(part.position.empty_documents for part in parts) == corpus.empty_documents
-    assert sum(part.position.bytes_done for part in parts) == corpus.bytes_total
+        patch.setattr(module, "PART_TOKENS", part_tokens)
+        patch.setattr(module, "_run", run)
+        patch.setattr(module, "_joined", lambda ray, address: nullcontext())
+        patch.setattr(module, "_import_ray", lambda: SimpleNamespace(cluster_resources=dict))
+        expected = encoded_by_threads(tokenizer, corpus)
+        found = list(encode_on_ray(tokenizer, corpus, Position()))
+        assert found[-1].position == expected[-1].position
+        for before in (expected, found):
+            stop = min(interrupted, len(before) - 1)
+            at = before[stop].position
+            assert same([*before[: stop + 1], *encode_on_ray(tokenizer, corpus, at)], expected)
+            rest = encode_threaded(tokenizer, read_batches(corpus, at), 1)
+            assert same([*before[: stop + 1], *rest], expected)
 
 
 def test_an_error_is_the_last_part(tokenizer, tmp_path):
@@ -186,13 +201,26 @@ def test_without_ray(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", ["the cat"])])
     with pytest.raises(ValueError, match=r"engine ray needs Ray .*; pip install 'mlm-pytorch\[ray\]'"):
-        list(encode_on_ray(tokenizer, corpus))
+        list(encode_on_ray(tokenizer, corpus, Position()))
 
 
-def test_workers_are_for_threads(tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2}, "workers 2 is for threads, but engine ray uses every core of its cluster; leave it out"),
+        ({"drop_duplicates": True}, "drop_duplicates reads the corpus on one machine, so engine ray does not do it"),
+    ],
+)
+def test_options_of_one_machine(tokenizer, tmp_path, options, message):
     write_jsonl(tmp_path / "a.jsonl", ["the cat"])
-    with pytest.raises(ValueError, match="workers 2 is for threads, but engine ray uses every core of its cluster"):
-        prepare([tmp_path / "a.jsonl"], tmp_path / "store", tokenizer=tokenizer, engine="ray", workers=2)
+    with pytest.raises(ValueError, match=message):
+        prepare([tmp_path / "a.jsonl"], tmp_path / "store", tokenizer=tokenizer, engine="ray", **options)
+
+
+def test_a_mixture(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "_import_ray", lambda: None)
+    with pytest.raises(ValueError, match="engine ray reads files, not a mixture of corpora; leave out --engine ray"):
+        list(encode_on_ray(tokenizer, SimpleNamespace(files=[]), Position()))
 
 
 def test_standard_input(tokenizer):
@@ -204,7 +232,7 @@ def test_no_cluster_there(tokenizer, tmp_path):
     pytest.importorskip("ray")
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", ["the cat"])])
     with pytest.raises(ValueError, match=r"the Ray cluster at 127.0.0.1:9 cannot be joined \(.*\); check that it runs"):
-        list(encode_on_ray(tokenizer, corpus, "127.0.0.1:9"))
+        list(encode_on_ray(tokenizer, corpus, Position(), "127.0.0.1:9"))
 
 
 def test_a_node_without_the_package(tokenizer, tmp_path):
@@ -227,11 +255,9 @@ def test_a_node_without_the_package(tokenizer, tmp_path):
 def test_the_same_as_threads(cluster, tokenizer, tmp_path):
     corpus = Corpus([write_corpus(tmp_path / "corpus", [30, 0, 1, 50, 7, 200, 3, 3])])
     expected = encoded_by_threads(tokenizer, corpus)
-    counted = (corpus.bytes_done, corpus.empty_documents)
-    found = list(encode_on_ray(tokenizer, corpus))
+    found = list(encode_on_ray(tokenizer, corpus, Position()))
     assert same(found, expected)
-    assert counted == (corpus.bytes_done, corpus.empty_documents)
-    assert found[-1].position == Position(sum(batch.num_read for batch in expected), counted[1], counted[0])
+    assert found[-1].position == expected[-1].position
 
 
 def test_the_first_error_in_the_order_of_the_corpus(cluster, tokenizer, tmp_path, monkeypatch):
@@ -242,7 +268,7 @@ def test_the_first_error_in_the_order_of_the_corpus(cluster, tokenizer, tmp_path
     with pytest.raises(ValueError, match=r"a.jsonl line 5001 is not JSON") as by_threads:
         encoded_by_threads(tokenizer, corpus)
     with pytest.raises(ValueError, match=re.escape(str(by_threads.value))):
-        list(encode_on_ray(tokenizer, corpus))
+        list(encode_on_ray(tokenizer, corpus, Position()))
 
 
 def busy_workers(cluster):
@@ -273,7 +299,7 @@ def test_what_dies_midway_loses_nothing(cluster, tokenizer, tmp_path, monkeypatc
             killed.extend(busy_workers(cluster))
             for process in killed:
                 os.kill(process, signal.SIGKILL)
-        elif state.documents > 6000 and nodes:
+        elif (state.documents or 0) > 6000 and nodes:
             cluster.remove_node(nodes[-1], allow_graceful=False)
             nodes.clear()
 

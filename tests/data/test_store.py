@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm_pytorch.data import store as module
-from mlm_pytorch.data.store import Manifest, SplitWriter, TokenStore, cut, token_dtype
+from mlm_pytorch.data.manifest import Manifest
+from mlm_pytorch.data.pieces import cut
+from mlm_pytorch.data.store import SplitWriter, TokenStore, token_dtype
 from mlm_pytorch.tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 1, 2, 3, 4), prefix=(2,), suffix=(3,))
@@ -122,7 +124,8 @@ def test_every_token_exactly_once_in_order(tmp_path_factory, documents, seq_len,
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=20), max_piece=st.integers(1, 60))
 def test_cut(lengths, max_piece):
-    of_document, piece_lengths = cut(np.array(lengths), max_piece)
+    pieces = cut(np.array(lengths), max_piece)
+    of_document, piece_lengths = pieces.of_document, pieces.lengths
     expected = [(d, min(max_piece, n - i)) for d, n in enumerate(lengths) for i in range(0, n, max_piece)]
     assert list(zip(of_document.tolist(), piece_lengths.tolist(), strict=True)) == expected
 
