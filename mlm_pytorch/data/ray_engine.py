@@ -21,15 +21,17 @@ import logging
 import os
 import pickle
 import socket
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.encode import TOKENIZER_THREADS, Documents, EncodedBatch, Position, encode_batch, read_batches
-from mlm_pytorch.data.tokenizer import Tokenizer, _tokenizer
+from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 
 UNIT_BYTES = 1 << 25  # of corpus files: what a killed worker has to do again, at most, and what balances the load
 UNITS_PER_CORE = 4  # of a small corpus, so that no core is left over
@@ -269,7 +271,10 @@ def _check_node(corpus: Corpus, versions: dict[str, str]) -> None:
 @functools.lru_cache(maxsize=1)
 def _loaded(files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
     """A process serves many units: it builds the tokenizer once."""
-    return _tokenizer(dict(files), "the tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files:
+            Path(folder, name).write_bytes(content)
+        return load_tokenizer(folder)
 
 
 def _parts(tokenizer: Tokenizer | None, corpus: Corpus, start: Position, part_tokens: int) -> Iterator[EncodedBatch]:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -252,23 +252,27 @@ def test_a_node_without_the_package(tokenizer, tmp_path):
 # -- on a cluster ------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_as_threads(cluster, tokenizer, tmp_path):
+def test_the_same_documents_and_the_same_error_as_threads(cluster, tokenizer, tmp_path, monkeypatch):
+    import ray
+
     corpus = Corpus([write_corpus(tmp_path / "corpus", [30, 0, 1, 50, 7, 200, 3, 3])])
-    expected = encoded_by_threads(tokenizer, corpus)
-    found = list(encode_on_ray(tokenizer, corpus, Position()))
-    assert same(found, expected)
-    assert found[-1].position == expected[-1].position
-
-
-def test_the_first_error_in_the_order_of_the_corpus(cluster, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1)
     damaged_jsonl(tmp_path / "a.jsonl", 5000)
     (tmp_path / "b.jsonl").write_text("[")
-    corpus = Corpus([tmp_path])
+    damaged = Corpus([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    expected = encoded_by_threads(tokenizer, corpus)
     with pytest.raises(ValueError, match=r"a.jsonl line 5001 is not JSON") as by_threads:
-        encoded_by_threads(tokenizer, corpus)
-    with pytest.raises(ValueError, match=re.escape(str(by_threads.value))):
-        list(encode_on_ray(tokenizer, corpus, Position()))
+        encoded_by_threads(tokenizer, damaged)
+    ray.init(log_to_driver=False)  # a program of the user's, whose connection stays
+    try:
+        found = list(encode_on_ray(tokenizer, corpus, Position()))
+        monkeypatch.setattr(module, "UNIT_BYTES", 1)  # b.jsonl fails first
+        with pytest.raises(ValueError, match=re.escape(str(by_threads.value))):
+            list(encode_on_ray(tokenizer, damaged, Position()))
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert same(found, expected)
+    assert found[-1].position == expected[-1].position
 
 
 def busy_workers(cluster):
@@ -277,8 +281,9 @@ def busy_workers(cluster):
         for raylet in node.all_processes.get("raylet", ()):
             for thread in Path(f"/proc/{raylet.process.pid}/task").iterdir():
                 for child in map(int, (thread / "children").read_text().split()):
-                    if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::MapBatches(task)"):
-                        yield child
+                    with suppress(OSError):  # it has ended
+                        if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::MapBatches(task)"):
+                            yield child
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers in /proc")
