@@ -25,6 +25,8 @@ class HashLog:
     def __init__(self, path: Path, words: int, num_documents: int = 0):
         self.path, self.words, self.num_documents = path, words, num_documents
         with path.open("ab") as file:
+            if file.tell() < 8 * words * num_documents:
+                raise ValueError(f"{path} holds fewer hashes than were written; remove {path.parent} and start over")
             file.truncate(8 * words * num_documents)
 
     def add(self, hashes: np.ndarray) -> None:

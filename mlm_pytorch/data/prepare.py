@@ -294,11 +294,14 @@ def _write(split: str, encoded: Iterable[EncodedBatch], writing: Writing, partia
 
 
 def _require_text(writing: Writing, split: str, corpus: Documents) -> None:
-    if not any(writer.documents for writer in writing.writers if writer.split == split):
-        named = ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
-        empty = writing.positions[split].empty_documents
-        held = f"only {empty:,} empty documents" if empty else "no documents"
-        raise ValueError(f"{named} holds no text ({held}); check the path and the format")
+    if any(writer.documents for writer in writing.writers if writer.split == split):
+        return
+    named = ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
+    position = writing.positions[split]
+    if position.documents and not writing.documents_without_tokens:
+        raise ValueError(f"every document of {named} repeats one that is held out; leave out --drop-duplicates")
+    held = f"only {position.empty_documents:,} empty documents" if position.empty_documents else "no documents"
+    raise ValueError(f"{named} holds no text ({held}); check the path and the format")
 
 
 def _check_options(

@@ -5,11 +5,13 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_pytorch.data import encode, holdout, manifest
+from mlm_pytorch.data import duplicates, encode, holdout, manifest, progress
 from mlm_pytorch.data import store as store_module
-from mlm_pytorch.data.prepare import PrepareProgress, prepare
+from mlm_pytorch.data.corpus import Document
+from mlm_pytorch.data.prepare import prepare
+from mlm_pytorch.data.progress import PrepareProgress
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.data.verify import verify_store
+from mlm_pytorch.tokens import SpecialTokens
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -202,6 +208,199 @@ def test_real_corpora(tmp_path):
     assert report.documents == len(encoded)
     report = prepare([SHARED / "sequences" / "proteins.parquet"], tmp_path / "proteins", tokenizer=tokenizer)
     assert (report.documents, report.characters) == (10_000, 3_353_645)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    numbers=st.lists(st.integers(0, 40), min_size=2, max_size=80),
+    source=st.integers(0, 30),
+    batches=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=2, max_size=2),
+    share=st.sampled_from([0, 0.3, 0.9]),
+    most=st.integers(1, 10),
+    rule=st.sampled_from(["split", "truncate", "windows"]),
+    drop=st.booleans(),
+)
+def test_the_same_bytes_wherever_batches_end(
+    tokenizer, tmp_path_factory, numbers, source, batches, share, most, rule, drop
+):
+    folder = tmp_path_factory.mktemp("law")
+    texts = [
+        {"text": f"{'the cat ' * (number % 7)}{number}", "source": "s" * (number % 9 * source)} for number in numbers
+    ]
+    (folder / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    options = {"long_documents": rule, "overlap": 2 if rule == "windows" else 0, "drop_duplicates": drop}
+    stores = []
+    for number, (characters, documents) in enumerate(batches):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encode, "BATCH_CHARACTERS", characters)
+            patch.setattr(encode, "BATCH_DOCUMENTS", documents)
+            patch.setattr(holdout, "MAX_VALID_DOCUMENTS", most)
+            patch.setattr(holdout, "MAX_COPIES", 2)
+            patch.setattr(store_module, "SHARD_PIECES", 11)
+            patch.setattr(store_module, "SHARD_SOURCE_BYTES", 200)
+            out = folder / str(number)
+            prepare([folder / "a.jsonl"], out, tokenizer=tokenizer, valid_share=share, workers=1, seq_len=9, **options)
+        stores.append(contents(out))
+    assert stores[0] == stores[1]
+
+
+# -- duplicates, long documents, ids -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    numbers=st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    valid_numbers=st.none() | st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    run=st.integers(1, 50),
+)
+def test_duplicates(tokenizer, tmp_path_factory, numbers, valid_numbers, run):
+    folder = tmp_path_factory.mktemp("law")
+    corpus = [write_jsonl(folder / "a.jsonl", [f"cat {number}" for number in numbers])]
+    options = {"tokenizer": tokenizer, "valid_share": 0}
+    if valid_numbers is not None:
+        valid = write_jsonl(folder / "b.jsonl", [f"cat {number}" for number in valid_numbers])
+        options = {"tokenizer": tokenizer, "valid": [valid]}
+    expected_held = list(dict.fromkeys(valid_numbers or []))
+    expected = [number for number in dict.fromkeys(numbers) if number not in expected_held]
+    repeats = len(numbers) + len(valid_numbers or []) - len(expected) - len(expected_held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "RUN_DOCUMENTS", run)
+        report = prepare(corpus, folder / "all", **options)
+        assert (report.duplicate_documents, report.duplicates_dropped) == (repeats, False)
+        assert report.documents == len(numbers) + len(valid_numbers or [])
+        if not expected:
+            with pytest.raises(ValueError, match="every document of .* repeats one that is held out"):
+                prepare(corpus, folder / "store", drop_duplicates=True, **options)
+            return
+        report = prepare(corpus, folder / "store", drop_duplicates=True, **options)
+    train, held = splits(folder / "store", tokenizer)
+    assert (train, held) == ([f"cat {number}" for number in expected], [f"cat {number}" for number in expected_held])
+    assert (report.duplicate_documents, report.duplicates_dropped) == (repeats, True)
+    assert report.documents == len(expected) + len(expected_held)
+
+
+@pytest.mark.parametrize(("rule", "overlap"), [("split", 0), ("windows", 3), ("truncate", 0)])
+def test_long_documents(tokenizer, tmp_path, rule, overlap):
+    corpus = write_jsonl(tmp_path / "a.jsonl", ["cat", "the cat sat on the mat and the dog did not " * 9])
+    options = {"tokenizer": tokenizer, "seq_len": 12, "valid_share": 0, "long_documents": rule, "overlap": overlap}
+    report = prepare([corpus], tmp_path / "store", **options)
+    short, long = tokenizer.encode_batch(["cat", "the cat sat on the mat and the dog did not " * 9])
+    stored = pieces(tmp_path / "store")
+    assert stored[:2] == [short, long[:10]]
+    assert (stored[2:] == []) == (rule == "truncate")
+    assert report.split_documents == 1
+    assert report.tokens == sum(map(len, stored))
+    assert report.dropped_tokens == (len(long) - 10 if rule == "truncate" else 0)
+    assert report.repeated_tokens == (len(stored) - 2) * overlap
+    assert report.corpus_tokens == len(short) + len(long)
+    manifest = TokenStore.open(tmp_path / "store").manifest
+    assert (manifest.long_documents, manifest.overlap) == (rule, overlap)
+    split = manifest.splits["train"]
+    assert (split.cut_documents, split.dropped_tokens, split.repeated_tokens) == (
+        1,
+        report.dropped_tokens,
+        report.repeated_tokens,
+    )
+
+
+class Ids:
+    """What is read like a `Corpus`, here of ids."""
+
+    files = skipped_files = ()
+    bytes_done = bytes_total = 10
+
+    def __init__(self, sequences, identity=None):
+        self.sequences, self.identity = sequences, identity
+        self.empty_documents = 0
+
+    def __iter__(self):
+        for sequence in self.sequences:
+            if isinstance(sequence, str):
+                yield Document(sequence, "text")
+            else:
+                yield Document("", "ids", np.array(sequence, np.int64))
+
+    def spool(self, folder):
+        pass
+
+
+def test_sequences_of_ids(tokenizer, tmp_path):
+    report = prepare(Ids([[7, 8, 9], "the cat", [8]]), tmp_path / "store", tokenizer=tokenizer, valid_share=0)
+    assert pieces(tmp_path / "store") == [[7, 8, 9], *tokenizer.encode_batch(["the cat"]), [8]]
+    assert (report.characters, report.bytes) == (7, 7)
+    special = SpecialTokens(50, mask_token_id=4, pad_token_id=0, ids=(0, 4))
+    prepare(Ids([[7, 8, 9], [7, 8, 9]]), tmp_path / "store", special=special, valid_share=0, drop_duplicates=True)
+    assert pieces(tmp_path / "store") == [[7, 8, 9]]
+    assert not (tmp_path / "store" / "tokenizer").exists()
+    assert not verify_store(tmp_path / "store").tokenizer_checked
+
+
+@pytest.mark.parametrize(
+    ("sequences", "options", "message"),
+    [
+        ([[7]], {}, r"ids holds token ids, and no tokenizer was given; give the tokenizer that made them, or --num-t"),
+        ([[50]], {"special": True}, r"holds token id 50, outside the vocabulary of 50"),
+        ([[2**40]], {"special": True}, r"the corpus holds token id 1099511627776, which no vocabulary has; check the"),
+        ([[7], "text"], {"special": True}, r"the corpus holds text, and no tokenizer was given; give one"),
+        ([[7]], {"special": True, "vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
+        ([[7]], {"special": True, "tokenizer": True}, r"a tokenizer and the vocabulary of a corpus of ids are both"),
+    ],
+)
+def test_wrong_ids(tokenizer, tmp_path, sequences, options, message):
+    if "special" in options:
+        options = {**options, "special": SpecialTokens(50, mask_token_id=4, pad_token_id=0, ids=(0, 4))}
+    if "tokenizer" in options:
+        options = {**options, "tokenizer": tokenizer}
+    with pytest.raises(ValueError, match=message):
+        prepare(Ids(sequences), tmp_path / "store", **options)
+    assert listed(tmp_path) == []
+
+
+@pytest.mark.parametrize("identity", [None, "these texts"])
+def test_what_is_read_like_a_corpus_goes_on_by_its_identity(tokenizer, tmp_path, monkeypatch, identity):
+    monkeypatch.setattr(store_module, "SHARD_PIECES", 5)
+    monkeypatch.setattr(encode, "BATCH_DOCUMENTS", 7)
+    corpus = Ids([[i + 5, 9] for i in range(60)], identity)
+    prepare(corpus, tmp_path / "expected", tokenizer=tokenizer)
+
+    def interrupt(state):
+        if state.documents > 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, tmp_path / "store", tokenizer=tokenizer, progress=interrupt)
+    report = prepare(corpus, tmp_path / "store", tokenizer=tokenizer)
+    assert (report.resumed_documents > 20) == (identity is not None)
+    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
+
+
+def test_a_document_longer_than_memory(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "MAX_DOCUMENT_CHARACTERS", 100)
+    corpus = write_jsonl(tmp_path / "a.jsonl", ["x" * 100, "x" * 101])
+    with pytest.raises(ValueError, match=r"a document of a.jsonl has 101 characters, and at most 100 fit into memory"):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+
+
+def test_estimates(tokenizer, tmp_path, monkeypatch):
+    """Of the size of the store and the time that is left, from the first batch on; and a disk that is too small."""
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 40_000)
+    corpus = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in sentences(50_000)]  # some MB, since files are read by the MB
+    corpus.write_text("\n".join(lines))
+    seen, notices = [], []
+    monkeypatch.setattr(progress.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer, progress=seen.append, notice=notices.append)
+    size = sum(path.stat().st_size for path in (tmp_path / "store").glob("*.arrow"))
+    middle, last = seen[len(seen) // 2], seen[-1]
+    assert 0.6 * size < middle.bytes_out_estimate < 1.4 * size
+    assert middle.seconds_left_estimate > 0
+    assert last.seconds_left_estimate == 0
+    assert len(notices) == 1
+    assert re.fullmatch(
+        r"the disk of .* has 0\.00 GB free, and the store will need about 0\.\d\d GB more; free some space, or stop "
+        r"and choose another place",
+        notices[0],
+    )
 
 
 # -- holding out -------------------------------------------------------------------------------------------------------

@@ -159,6 +159,19 @@ def test_other_tools_read_the_shards(folder):
     assert dataset["tokens"][:] == [store.piece(i).tolist() for i in range(len(store))]
 
 
+def test_polars_and_duckdb_read_the_shards(folder):
+    polars, duckdb = pytest.importorskip("polars"), pytest.importorskip("duckdb")
+    store = TokenStore.open(folder)
+    expected = [store.piece(i).tolist() for i in range(len(store))]
+    files = sorted(map(str, folder.glob("train-*.arrow")))
+    frame = polars.concat([polars.read_ipc(file) for file in files])
+    assert frame["tokens"].to_list() == expected
+    assert frame["source"].to_list() == [store.source(i) for i in range(len(store))]
+    shards = pa.concat_tables([pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files])
+    query = duckdb.from_arrow(shards).aggregate("sum(len(tokens)), max(list_max(tokens)), count(source)").fetchone()
+    assert query == (store.num_tokens, max(map(max, expected)), 9)
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
