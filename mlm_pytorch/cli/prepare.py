@@ -7,10 +7,9 @@ from pathlib import Path
 
 from mlm_pytorch.cli.options import PrepareConfig
 from mlm_pytorch.data.corpus import Corpus
-from mlm_pytorch.data.encode import encode_threaded
 from mlm_pytorch.data.mixture import Mixture, parse_mix
 from mlm_pytorch.data.options import CorpusOptions
-from mlm_pytorch.data.prepare import Engine, PrepareProgress, PrepareReport, prepare
+from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
 from mlm_pytorch.data.tokenizer import TOKENIZER_KINDS, Tokenizer, load_tokenizer, tokenizer_for_ids
 from mlm_pytorch.training.metrics import Display
 
@@ -66,19 +65,11 @@ def prepare_corpus(
         long_documents=options.long_documents,
         overlap=options.overlap,
         drop_duplicates=options.drop_duplicates,
-        engine=_engine(options),
+        engine=options.engine,
         workers=options.workers,
         progress=show_preparing(display),
         notice=display.say,
     )
-
-
-def _engine(options: CorpusOptions) -> Engine:
-    if options.engine == "threads":
-        return encode_threaded
-    from mlm_pytorch.data.ray_engine import encode_on_ray  # a second, which others need not wait for
-
-    return encode_on_ray
 
 
 def _corpus(options: CorpusOptions, paths: tuple[str, ...], num_tokens: int | None = None) -> Corpus | Mixture:

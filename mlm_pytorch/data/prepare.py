@@ -11,19 +11,18 @@ Ctrl-C or a full disk the same command goes on from there, and ends with the byt
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mlm_pytorch.data.corpus import Corpus, EncodingErrors, SplitText
 from mlm_pytorch.data.duplicates import Dropped, HashLog, repeated_documents, write_dropped
 from mlm_pytorch.data.encode import (
-    DocumentBatch,
     Documents,
     EncodedBatch,
     encode_threaded,
@@ -36,14 +35,14 @@ from mlm_pytorch.data.manifest import Manifest
 from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, building
 from mlm_pytorch.data.pieces import Cutting, LongDocuments
 from mlm_pytorch.data.progress import Meter, PrepareProgress
+from mlm_pytorch.data.ray_engine import encode_on_ray
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mlm_pytorch.data.writing import Writing
 from mlm_pytorch.tokens import SpecialTokens
 
 VALID_SHARE = 0.01
 
-# Encodes batches with so many workers and yields them in their order; closed when the preparation is stopped.
-Engine = Callable[[Tokenizer | None, Iterable[DocumentBatch], int], Generator[EncodedBatch, None, None]]
+Engine = Literal["threads", "ray"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def prepare(
     workers: int | None = None,
     progress: Callable[[PrepareProgress], None] | None = None,
     notice: Callable[[str], None] = lambda _: None,
-    engine: Engine = encode_threaded,
+    engine: Engine = "threads",
 ) -> PrepareReport:
     """Write the store `out` from the documents of `corpus` (see `Corpus` for paths and options).
 
@@ -126,11 +125,12 @@ def prepare(
       documents fall on the same side.
     - `drop_duplicates`: of documents with the same text only the first is stored (one of `valid`, if there is one
       there). They are counted either way. Needs a pass over the corpus before the first shard.
-    - `workers`: encoding threads; None is one per CPU core. `engine` encodes by other means than threads.
+    - `workers`: encoding threads; None is one per CPU core. With `engine` "ray" a Ray cluster reads and encodes (see
+      `encode_on_ray`).
     - `notice` is told, in single lines, what a user should know at once: whether an interrupted preparation is
       continued, and that the disk will be too small.
 
-    The same input gives the same bytes, however many workers, and however often it was interrupted: files, options and
+    The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
     tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
     wrong with the input, and leaves nothing then; OSError when the disk is full. A store that stands in `out` is
     replaced at the very end; anything else there is refused.
@@ -139,7 +139,7 @@ def prepare(
     if valid is not None and valid_share is not None:
         raise ValueError(f"valid files and valid_share {valid_share} are both given; choose one of them")
     share = VALID_SHARE if valid_share is None else valid_share
-    _check_options(tokenizer, special, vocab_size, tokenizer_kind, share, workers)
+    _check_options(tokenizer, special, vocab_size, tokenizer_kind, share, workers, engine, drop_duplicates)
     cutting = Cutting(seq_len, long_documents, overlap)
     if (known := special if tokenizer is None else tokenizer.special) is not None:
         cutting.max_piece(known)  # fails early
@@ -174,8 +174,13 @@ def prepare(
         resumed = writing.documents_read
         meter.begin("store", writing.bytes_done)
         for split, reader in corpora.items():
-            batches = read_batches(reader, writing.positions[split], dropped.get(split, ()))
-            with closing(engine(tokenizer, batches, workers or os.cpu_count() or 1)) as encoded:
+            start = writing.positions[split]
+            if engine == "ray":
+                batches = encode_on_ray(tokenizer, reader, start)
+            else:
+                read = read_batches(reader, start, dropped.get(split, ()))
+                batches = encode_threaded(tokenizer, read, workers or os.cpu_count() or 1)
+            with closing(batches) as encoded:
                 _write(split, encoded, writing, partial, meter)
             _require_text(writing, split, reader)
         duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
@@ -306,11 +311,21 @@ def _check_options(
     tokenizer_kind: str | None,
     share: float,
     workers: int | None,
+    engine: Engine,
+    drop_duplicates: bool,
 ) -> None:
     if not 0 <= share < 1:
         raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers} is too few; choose at least 1")
+    if engine == "ray" and workers is not None:
+        raise ValueError(
+            f"workers {workers} is for threads, but engine ray uses every core of its cluster; leave it out"
+        )
+    if engine == "ray" and drop_duplicates:
+        raise ValueError(
+            "drop_duplicates reads the corpus on one machine, so engine ray does not do it; leave out one of them"
+        )
     for name, value in (("vocab_size", vocab_size), ("tokenizer_kind", tokenizer_kind)):
         if value is not None and (tokenizer is not None or special is not None):
             raise ValueError(f"{name} {value} is for training a tokenizer, but one was given; leave out one of them")
