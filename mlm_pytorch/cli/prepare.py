@@ -10,7 +10,7 @@ from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.mixture import Mixture, parse_mix
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
-from mlm_pytorch.data.tokenizer import TOKENIZER_KINDS, Tokenizer, load_tokenizer, tokenizer_for_ids
+from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, parse_kind, tokenizer_for_ids
 from mlm_pytorch.training.metrics import Display
 
 
@@ -87,20 +87,25 @@ def _tokenizer(
     options: CorpusOptions, paths: tuple[str, ...], default: Path | None
 ) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer to use, or the kind to train; neither where the corpus shall decide."""
-    for_ids = {
-        name: getattr(options, name) for name in ("num_tokens", "mask_token_id", "pad_token_id", "add_special_tokens")
-    }
-    given = [f"--{name.replace('_', '-')}" for name, value in for_ids.items() if value not in (None, False)]
+    for_ids = ("num_tokens", "mask_token_id", "pad_token_id", "add_special_tokens")
+    given = [f"--{name.replace('_', '-')}" for name in for_ids if getattr(options, name) not in (None, False)]
     if given and options.tokenizer:
         raise ValueError(f"{given[0]} describes ids without a tokenizer, but --tokenizer is given; leave out one")
     if given:
         num_tokens = options.num_tokens or _largest_id(_corpus(options, paths)) + 1
-        return tokenizer_for_ids(**for_ids | {"num_tokens": num_tokens}), None
+        made = tokenizer_for_ids(
+            num_tokens,
+            mask_token_id=options.mask_token_id,
+            pad_token_id=options.pad_token_id,
+            add_special_tokens=options.add_special_tokens,
+        )
+        return made, None
     if options.tokenizer is None:
         return (load_tokenizer(default) if default else None), None
-    if options.tokenizer.partition(":")[0] in TOKENIZER_KINDS:
-        return None, options.tokenizer
-    return load_tokenizer(options.tokenizer), None
+    if Path(options.tokenizer).is_dir():
+        return load_tokenizer(options.tokenizer), None
+    parse_kind(options.tokenizer)  # fails early
+    return None, options.tokenizer
 
 
 def _largest_id(corpus: Corpus | Mixture) -> int:
@@ -132,16 +137,37 @@ def show_preparing(display: Display) -> Callable[[PrepareProgress], None]:
 
 def described(report: PrepareReport) -> str:
     """What a preparation made, in one line."""
+    made = report.tokenizer
     parts = [
         f"{report.documents:,} documents, {report.tokens:,} tokens in {report.pieces:,} pieces",
-        f"{report.split_documents:,} documents split",
         f"{report.valid_documents:,} held out",
-        f"{report.characters_per_token:.2f} characters a token",
+        f"longest {max(made.longest_documents, default=0):,} tokens, {_cut(report)}",
     ]
+    about = [f"{report.num_tokens:,} entries, {made.used_share:.0%} used"]
+    if report.tokenizer_kind:
+        about.insert(0, report.tokenizer_kind)
+    if made.characters_per_token:
+        about.append(f"{made.characters_per_token:.2f} characters a token")
+    if made.tokens_per_word and made.tokens_per_word < 100:  # sequences without white space have no words
+        about.append(f"{made.tokens_per_word:.2f} tokens a word")
+    if made.unknown_tokens:
+        about.append(f"{made.unknown_rate:.2%} of tokens unknown to it")
+    parts.append(f"tokenizer: {', '.join(about)}")
+    if report.duplicate_documents:
+        parts.append(f"{report.duplicate_documents:,} duplicates {'dropped' if report.duplicates_dropped else 'kept'}")
+    repeated = {name: times for name, times in report.repeats.items() if times}
+    if repeated:
+        parts.append("begun again: " + ", ".join(f"{name} {times:,} times" for name, times in repeated.items()))
     if report.empty_documents:
         parts.append(f"{report.empty_documents:,} empty ones skipped")
-    if report.unknown_tokens:
-        parts.append(f"{100 * report.unknown_rate:.2f}% of tokens unknown to the tokenizer")
     if report.skipped_files:
         parts.append(f"{len(report.skipped_files):,} files skipped, of unknown kinds")
     return f"{report.out}: " + "; ".join(parts)
+
+
+def _cut(report: PrepareReport) -> str:
+    if report.dropped_tokens:
+        return f"{report.split_documents:,} documents truncated ({report.dropped_tokens:,} tokens dropped)"
+    if report.repeated_tokens:
+        return f"{report.split_documents:,} in windows ({report.repeated_tokens:,} tokens repeated)"
+    return f"{report.split_documents:,} documents split"

@@ -11,9 +11,9 @@ is bounded by the longest document. A file is never silently cut or skipped: wha
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from mlm_pytorch.data.files import (
     CODE_SUFFIXES,
@@ -53,10 +53,30 @@ SEEKING = ("Parquet", "Arrow")
 class DocumentStream(Protocol):
     """What a preparation reads: a `Corpus`, or a `Mixture` of several."""
 
-    files: list[CorpusFile]
-    skipped_files: list[Path]  # of folders, by their suffix
-    bytes_done: int  # while iterating, up to bytes_total
-    empty_documents: int  # left out so far
+    @property
+    def files(self) -> Sequence[CorpusFile]:
+        """Those that it reads."""
+        ...
+
+    @property
+    def skipped_files(self) -> Sequence[Path]:
+        """Those of folders that it does not, by their suffix."""
+        ...
+
+    @property
+    def bytes_done(self) -> int:
+        """While iterating, up to `bytes_total`."""
+        ...
+
+    @property
+    def empty_documents(self) -> int:
+        """Left out so far."""
+        ...
+
+    @property
+    def identity(self) -> Any:
+        """All that decides about the documents, as JSON has it; None where they cannot be read again, or be known."""
+        ...
 
     @property
     def bytes_total(self) -> int | None:
@@ -135,6 +155,17 @@ class Corpus:
         """Compressed bytes of all files; None when one of them is a pipe, or a data set of the Hub."""
         sizes = [file.num_bytes for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def identity(self) -> Any:
+        """The options, and every file's place, size and time of change; None for pipes, and for what lies elsewhere."""
+        if any(file.is_stream or file.url is not None for file in self.files):
+            return None
+        paths = [file.path.absolute() for file in self.files if file.path is not None]
+        return [
+            {"split_text": self.split_text, **asdict(self.reading)},
+            [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
+        ]
 
     def __iter__(self) -> Iterator[Document]:
         self.bytes_done = self.empty_documents = 0

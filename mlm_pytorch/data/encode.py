@@ -18,47 +18,18 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
+from mlm_pytorch.data.corpus import Corpus, Document, DocumentStream
 from mlm_pytorch.data.store import SplitWriter
-from mlm_pytorch.data.tokenizer import Tokenizer
+from mlm_pytorch.data.tokenizer import Tokenizer, count_words
 
 BATCH_CHARACTERS = 1 << 19
 BATCH_DOCUMENTS = 4096
 MAX_DOCUMENT_CHARACTERS = 1 << 28
+WORDS_EVERY = 8  # texts: splitting all of them would take 2% of what encoding takes
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
-
-
-class Documents(Protocol):
-    """What is prepared: a `Corpus`, or anything that can be read like one."""
-
-    empty_documents: int
-    bytes_done: int
-
-    @property
-    def files(self) -> Sequence[CorpusFile]:
-        """Those that it reads."""
-        ...
-
-    @property
-    def skipped_files(self) -> Sequence[Path]:
-        """Those that it does not."""
-        ...
-
-    @property
-    def bytes_total(self) -> int | None:
-        """What `bytes_done` grows to."""
-        ...
-
-    def __iter__(self) -> Iterator[Document]: ...
-
-    def spool(self, folder: Path) -> None:
-        """Make it readable more than once."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +70,8 @@ class EncodedBatch:
     hashes: np.ndarray  # of the text, uint64
     # Of the batch as it was read, also where this is a part of it:
     num_read: int  # documents, with those that have no tokens
-    unknown_tokens: int
+    words: int  # between white space, in some of its texts
+    word_tokens: int  # of these texts
     position: Position = Position()
 
     def __len__(self) -> int:
@@ -154,15 +126,15 @@ class EncodedBatch:
             bytes=np.concatenate([batch.bytes for batch in batches]),
             hashes=np.concatenate([batch.hashes for batch in batches]),
             num_read=sum(batch.num_read for batch in batches),
-            unknown_tokens=sum(batch.unknown_tokens for batch in batches),
+            words=sum(batch.words for batch in batches),
+            word_tokens=sum(batch.word_tokens for batch in batches),
         )
 
 
-def encode_documents(tokenizer: Tokenizer | None, documents: Sequence[Document]) -> EncodedBatch:
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> EncodedBatch:
     """Encode texts; sequences that are ids already are taken as they are. Documents without tokens are left out.
 
-    A function of its arguments alone, which can be sent to another process as they can. Raises ValueError for a text
-    where there is no tokenizer.
+    A function of its arguments alone, which can be sent to another process as they can.
 
     >>> batch = encode_documents(tokenizer, [Document("a cat", "a.txt"), Document("", "b.npy", np.array([7, 8]))])
     >>> batch.lengths, batch.characters
@@ -171,13 +143,12 @@ def encode_documents(tokenizer: Tokenizer | None, documents: Sequence[Document])
     texts = [document.text for document in documents]
     contents = [_content(document) for document in documents]
     sizes = np.fromiter(map(len, contents), np.int64, len(contents))
-    if all(document.ids is None for document in documents) and tokenizer is not None:
+    if all(document.ids is None for document in documents):
         ids, lengths = tokenizer.encode_arrays(texts)
     else:
         ids, lengths = _with_given_ids(tokenizer, documents)
         sizes *= np.fromiter((document.ids is None for document in documents), bool, len(documents))
     hashes = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
-    unknown = None if tokenizer is None else tokenizer.unknown_id
     batch = EncodedBatch(
         ids,
         lengths,
@@ -186,7 +157,8 @@ def encode_documents(tokenizer: Tokenizer | None, documents: Sequence[Document])
         sizes,
         np.frombuffer(hashes, np.dtype("<u8")),
         num_read=len(documents),
-        unknown_tokens=0 if unknown is None else int(np.count_nonzero(ids == unknown)),
+        words=count_words(texts[::WORDS_EVERY]),
+        word_tokens=sum(int(n) for n, text in zip(lengths[::WORDS_EVERY], texts[::WORDS_EVERY], strict=True) if text),
     )
     return batch.where(lengths > 0)
 
@@ -201,12 +173,10 @@ def _content(document: Document) -> bytes:
     return document.text.encode() if document.ids is None else document.ids.astype("<i8").tobytes()
 
 
-def _with_given_ids(tokenizer: Tokenizer | None, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+def _with_given_ids(tokenizer: Tokenizer, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
     """Ids end to end and lengths, as `encode_arrays`, of documents of which some are ids."""
     texts = [document.text for document in documents if document.ids is None]
-    if texts and tokenizer is None:
-        raise ValueError("the corpus holds text, and no tokenizer was given; give one, or leave num_tokens out")
-    encoded, sizes = tokenizer.encode_arrays(texts) if tokenizer and texts else (np.empty(0), np.empty(0, np.int64))
+    encoded, sizes = tokenizer.encode_arrays(texts) if texts else (np.empty(0), np.empty(0, np.int64))
     of_texts = iter(np.split(encoded, np.cumsum(sizes)[:-1]))
     parts = [next(of_texts) if document.ids is None else document.ids for document in documents]
     ids = np.concatenate([np.empty(0, np.int64), *parts])
@@ -215,13 +185,13 @@ def _with_given_ids(tokenizer: Tokenizer | None, documents: Sequence[Document]) 
     return ids.astype(np.uint32), np.fromiter(map(len, parts), np.int64, len(parts))
 
 
-def encode_batch(tokenizer: Tokenizer | None, batch: DocumentBatch) -> EncodedBatch:
+def encode_batch(tokenizer: Tokenizer, batch: DocumentBatch) -> EncodedBatch:
     """`encode_documents`, with the batch's position."""
     return replace(encode_documents(tokenizer, batch.documents), position=batch.position)
 
 
 def read_batches(
-    corpus: Documents, start: Position = Position(), dropped: Container[int] = ()
+    corpus: DocumentStream, start: Position = Position(), dropped: Container[int] = ()
 ) -> Iterator[DocumentBatch]:
     """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS`, without those whose numbers are
     `dropped`. The last one may be empty; its position is the end.
@@ -255,7 +225,7 @@ def read_batches(
     yield DocumentBatch(batch, begin)
 
 
-def _files_of(corpus: Documents) -> Sequence[Documents]:
+def _files_of(corpus: DocumentStream) -> Sequence[DocumentStream]:
     """Parts of which one follows the other."""
     if not isinstance(corpus, Corpus):
         return [corpus]
@@ -275,7 +245,7 @@ def _checked(document: Document) -> Document:
 
 
 def encode_threaded(
-    tokenizer: Tokenizer | None, batches: Iterable[DocumentBatch], workers: int
+    tokenizer: Tokenizer, batches: Iterable[DocumentBatch], workers: int
 ) -> Generator[EncodedBatch, None, None]:
     """Encode with worker threads, in order. Two batches more than workers are read ahead, to keep them busy.
 

@@ -101,7 +101,7 @@ class HoldOut:
         self.banned = set(facts["banned"])
         if state.arrays:
             fields: dict[str, Any] = {**state.arrays, "sources": facts["sources"]}
-            held = EncodedBatch(**fields, num_read=0, unknown_tokens=0)
+            held = EncodedBatch(**fields, num_read=0, words=0, word_tokens=0)
             self.held = [held.slice(index, index + 1) for index in range(len(held))]
         self._recount()
 

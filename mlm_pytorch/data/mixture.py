@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.files import CorpusFile
@@ -95,6 +96,15 @@ class Mixture:
     def empty_documents(self) -> int:
         """Left out of the parts, each counted once."""
         return sum(part.empty_documents for part in self.parts)
+
+    @property
+    def identity(self) -> Any:
+        """As a `Corpus` has one: those of the parts, with their weights."""
+        identities = [part.corpus.identity for part in self.parts]
+        if None in identities:
+            return None
+        names = [part.name for part in self.parts]
+        return [list(part) for part in zip(names, self.weights, identities, strict=True)]
 
     @property
     def repeats(self) -> dict[str, int]:

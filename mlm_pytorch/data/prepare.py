@@ -20,10 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlm_pytorch.data.corpus import Corpus, EncodingErrors, SplitText
+from mlm_pytorch.data.corpus import Corpus, DocumentStream, EncodingErrors, SplitText
 from mlm_pytorch.data.duplicates import Dropped, HashLog, repeated_documents, write_dropped
 from mlm_pytorch.data.encode import (
-    Documents,
     EncodedBatch,
     encode_threaded,
     hash_of,
@@ -36,9 +35,8 @@ from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, buil
 from mlm_pytorch.data.pieces import Cutting, LongDocuments
 from mlm_pytorch.data.progress import Meter, PrepareProgress
 from mlm_pytorch.data.ray_engine import encode_on_ray
-from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlm_pytorch.data.tokenizer import Tokenizer, TokenizerReport, load_tokenizer, train_tokenizer
 from mlm_pytorch.data.writing import Writing
-from mlm_pytorch.tokens import SpecialTokens
 
 VALID_SHARE = 0.01
 
@@ -65,9 +63,11 @@ class PrepareReport:
     valid_pieces: int
     valid_tokens: int
     num_tokens: int  # of the vocabulary
-    unknown_tokens: int
     skipped_files: tuple[Path, ...]  # in folders, by their suffix
+    repeats: dict[str, int]  # of a mixture: how often each part was begun again
     tokenizer_trained: bool
+    tokenizer_kind: str | None  # of one that was trained, or made for ids
+    tokenizer: TokenizerReport  # what it made of the corpus
     resumed_documents: int  # read by an earlier preparation that was interrupted
     seconds: float
 
@@ -81,30 +81,19 @@ class PrepareReport:
         """What the text was encoded to: each token once, whether it is stored or not."""
         return self.tokens + self.dropped_tokens - self.repeated_tokens
 
-    @property
-    def characters_per_token(self) -> float:
-        """How much text a token stands for."""
-        return self.characters / self.corpus_tokens
-
-    @property
-    def unknown_rate(self) -> float:
-        """Share of tokens that the tokenizer does not know."""
-        return self.unknown_tokens / self.corpus_tokens
-
 
 def prepare(
-    corpus: Sequence[str | Path] | Documents,
+    corpus: Sequence[str | Path] | DocumentStream,
     out: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
     vocab_size: int | None = None,
     tokenizer_kind: str | None = None,
-    special: SpecialTokens | None = None,
     seq_len: int = 512,
     long_documents: LongDocuments = "split",
     overlap: int = 0,
     drop_duplicates: bool = False,
-    valid: Sequence[str | Path] | Documents | None = None,
+    valid: Sequence[str | Path] | DocumentStream | None = None,
     valid_share: float | None = None,
     column: str | None = None,
     split_text: SplitText | None = None,
@@ -117,7 +106,7 @@ def prepare(
     """Write the store `out` from the documents of `corpus` (see `Corpus` for paths and options).
 
     - `tokenizer` None: one of `vocab_size` (None: chosen by the amount of text) and `tokenizer_kind` is trained first,
-      on a sample of the corpus. A corpus of ids needs the tokenizer that made them, or the vocabulary as `special`.
+      on a sample of the corpus. A corpus of ids needs the tokenizer that made them, or that of `tokenizer_for_ids`.
     - `seq_len`: limit of a piece with its framing. `long_documents` says what becomes of longer ones: "split" into
       several pieces, nothing dropped or repeated; "windows" of which neighbours share `overlap` tokens; "truncate".
     - Held out as split "valid": the documents of `valid` if given, else a `valid_share` (default 1%) of the corpus,
@@ -139,31 +128,28 @@ def prepare(
     if valid is not None and valid_share is not None:
         raise ValueError(f"valid files and valid_share {valid_share} are both given; choose one of them")
     share = VALID_SHARE if valid_share is None else valid_share
-    _check_options(tokenizer, special, vocab_size, tokenizer_kind, share, workers, engine, drop_duplicates)
+    _check_options(tokenizer, vocab_size, tokenizer_kind, share, workers, engine, drop_duplicates)
     cutting = Cutting(seq_len, long_documents, overlap)
-    if (known := special if tokenizer is None else tokenizer.special) is not None:
-        cutting.max_piece(known)  # fails early
     options: dict[str, Any] = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
+    if tokenizer is not None:
+        cutting.max_piece(tokenizer.special)  # fails early
+        options["num_tokens"] = tokenizer.special.num_tokens
     corpora = {"train": _opened(corpus, options)} | ({} if valid is None else {"valid": _opened(valid, options)})
-    vocabulary: Any = {"size": vocab_size, "kind": tokenizer_kind, "special": special and asdict(special)}
-    identity = identity_of(
-        corpora, vocabulary if tokenizer is None else tokenizer.fingerprint, [asdict(cutting), drop_duplicates, share]
-    )
+    vocabulary = [vocab_size, tokenizer_kind] if tokenizer is None else tokenizer.fingerprint
+    identity = identity_of(corpora, vocabulary, [asdict(cutting), drop_duplicates, share])
     totals = [reader.bytes_total for reader in corpora.values()]
     meter = Meter(progress, notice, None if None in totals else sum(filter(None, totals)))
     with building(Path(out), identity, notice) as partial:
-        trained = tokenizer is None and special is None
+        trained = tokenizer is None
         if trained or drop_duplicates:
             _spool(corpora, partial.folder / SPOOL)
-        if trained:
+        if tokenizer is None:
             making = {"vocab_size": vocab_size} | ({} if tokenizer_kind is None else {"kind": tokenizer_kind})
             tokenizer = _trained_tokenizer(partial, corpora["train"], making, seq_len, meter)
-        known = special if tokenizer is None else tokenizer.special
-        assert known is not None
         dropped = _find_dropped(partial, corpora, meter) if drop_duplicates else {}
         writing = Writing(
             partial.folder,
-            known,
+            tokenizer,
             cutting,
             hold_out_share=share if valid is None else 0,
             count_duplicates=not drop_duplicates,
@@ -184,12 +170,10 @@ def prepare(
                 _write(split, encoded, writing, partial, meter)
             _require_text(writing, split, reader)
         duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
-        if tokenizer is not None:
-            tokenizer.save(partial.folder / TOKENIZER, model_max_length=seq_len)
-        fingerprint = "" if tokenizer is None else tokenizer.fingerprint
+        tokenizer.save(partial.folder / TOKENIZER, model_max_length=seq_len)
         splits = {writer.split: writer.finish() for writer in writing.writers if writer.documents}
-        manifest = Manifest(writing.train.dtype.name, seq_len, known, fingerprint, splits, long_documents, overlap)
-        manifest.write(partial.folder)
+        about = (writing.train.dtype.name, seq_len, tokenizer.special, tokenizer.fingerprint)
+        Manifest(*about, splits, long_documents, overlap).write(partial.folder)
     train, held_out = writing.writers
     return PrepareReport(
         out=Path(out),
@@ -207,16 +191,18 @@ def prepare(
         valid_documents=held_out.documents,
         valid_pieces=held_out.pieces,
         valid_tokens=held_out.tokens,
-        num_tokens=known.num_tokens,
-        unknown_tokens=writing.unknown_tokens,
+        num_tokens=tokenizer.special.num_tokens,
         skipped_files=tuple(path for reader in corpora.values() for path in reader.skipped_files),
+        repeats=getattr(corpora["train"], "repeats", {}),
         tokenizer_trained=trained,
+        tokenizer_kind=tokenizer.kind or (tokenizer_kind if trained else None),
+        tokenizer=writing.counter.report(),
         resumed_documents=resumed,
         seconds=time.perf_counter() - started,
     )
 
 
-def _spool(corpora: Mapping[str, Documents], folder: Path) -> None:
+def _spool(corpora: Mapping[str, DocumentStream], folder: Path) -> None:
     """Make pipes readable more than once."""
     for split, reader in corpora.items():
         (folder / split).mkdir(exist_ok=True)
@@ -224,7 +210,7 @@ def _spool(corpora: Mapping[str, Documents], folder: Path) -> None:
 
 
 def _trained_tokenizer(
-    partial: Partial, corpus: Documents, making: Mapping[str, Any], seq_len: int, meter: Meter
+    partial: Partial, corpus: DocumentStream, making: Mapping[str, Any], seq_len: int, meter: Meter
 ) -> Tokenizer:
     """Train on the corpus, or load what an interrupted preparation trained."""
     folder = partial.folder / TOKENIZER
@@ -252,7 +238,7 @@ def _trained_tokenizer(
     return tokenizer
 
 
-def _find_dropped(partial: Partial, corpora: Mapping[str, Documents], meter: Meter) -> dict[str, Dropped]:
+def _find_dropped(partial: Partial, corpora: Mapping[str, DocumentStream], meter: Meter) -> dict[str, Dropped]:
     """Which documents of each corpus repeat an earlier one. Held-out files come first, so that they stay whole and
     training does not see their texts.
     """
@@ -293,7 +279,7 @@ def _write(split: str, encoded: Iterable[EncodedBatch], writing: Writing, partia
         writing.finish_holding_out()
 
 
-def _require_text(writing: Writing, split: str, corpus: Documents) -> None:
+def _require_text(writing: Writing, split: str, corpus: DocumentStream) -> None:
     if any(writer.documents for writer in writing.writers if writer.split == split):
         return
     named = ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
@@ -306,7 +292,6 @@ def _require_text(writing: Writing, split: str, corpus: Documents) -> None:
 
 def _check_options(
     tokenizer: Tokenizer | None,
-    special: SpecialTokens | None,
     vocab_size: int | None,
     tokenizer_kind: str | None,
     share: float,
@@ -327,11 +312,9 @@ def _check_options(
             "drop_duplicates reads the corpus on one machine, so engine ray does not do it; leave out one of them"
         )
     for name, value in (("vocab_size", vocab_size), ("tokenizer_kind", tokenizer_kind)):
-        if value is not None and (tokenizer is not None or special is not None):
+        if value is not None and tokenizer is not None:
             raise ValueError(f"{name} {value} is for training a tokenizer, but one was given; leave out one of them")
-    if tokenizer is not None and special is not None:
-        raise ValueError("a tokenizer and the vocabulary of a corpus of ids are both given; leave out one of them")
 
 
-def _opened(corpus: Sequence[str | Path] | Documents, options: Mapping[str, Any]) -> Documents:
+def _opened(corpus: Sequence[str | Path] | DocumentStream, options: Mapping[str, Any]) -> DocumentStream:
     return Corpus(corpus, **options) if isinstance(corpus, Sequence | str | Path) else corpus

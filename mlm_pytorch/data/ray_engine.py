@@ -29,8 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlm_pytorch.data.corpus import Corpus
-from mlm_pytorch.data.encode import TOKENIZER_THREADS, Documents, EncodedBatch, Position, encode_batch, read_batches
+from mlm_pytorch.data.corpus import Corpus, DocumentStream
+from mlm_pytorch.data.encode import TOKENIZER_THREADS, EncodedBatch, Position, encode_batch, read_batches
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 
 UNIT_BYTES = 1 << 25  # of corpus files: what a killed worker has to do again, at most, and what balances the load
@@ -42,7 +42,7 @@ SAME_EVERYWHERE = ("mlm-pytorch", "tokenizers")  # packages that decide about id
 
 
 def encode_on_ray(
-    tokenizer: Tokenizer | None, corpus: Documents, start: Position, address: str | None = None
+    tokenizer: Tokenizer, corpus: DocumentStream, start: Position, address: str | None = None
 ) -> Generator[EncodedBatch, None, None]:
     """Encode a corpus from `start` on, on a Ray cluster, in its order: what `encode_threaded` makes of `read_batches`,
     in larger batches.
@@ -70,7 +70,7 @@ def encode_on_ray(
         starts = [Position(start.documents - start.documents_before)] + [Position()] * (len(units) - 1)
         tasks = [pickle.dumps(task) for task in zip(units, starts, strict=True)]
         remaining = [len(unit.files) for unit in reversed(units)]
-        files = None if tokenizer is None else dict(tokenizer.files)
+        files = dict(tokenizer.files)
         for batch in _run(ray, tasks, _task(files, _versions(), PART_TOKENS)):
             at = _after(before, batch.position)
             yield replace(batch, position=at)
@@ -187,7 +187,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _task(files: dict[str, bytes] | None, versions: dict[str, str], part_tokens: int) -> Callable[[Any], Iterator[Any]]:
+def _task(files: dict[str, bytes], versions: dict[str, str], part_tokens: int) -> Callable[[Any], Iterator[Any]]:
     """What Ray runs on a unit: a table of it -> a table of each part. The arguments are those of `encode_unit`.
 
     It is no function of this module, so that Ray sends it by value: a node without mlm-pytorch must be able to say so.
@@ -222,12 +222,12 @@ def _versions() -> dict[str, str]:
 
 
 def encode_unit(
-    unit: bytes, files: dict[str, bytes] | None, versions: dict[str, str], part_tokens: int = PART_TOKENS
+    unit: bytes, files: dict[str, bytes], versions: dict[str, str], part_tokens: int = PART_TOKENS
 ) -> Iterator[bytes]:
     """The parts of a pickled unit and where to start in it, pickled: batches with positions in the unit; an error, if
     there is one, at last.
 
-    `files` are those of the tokenizer (None where the corpus is ids), `versions` those of the packages where the
+    `files` are those of the tokenizer, `versions` those of the packages where the
     preparation was started.
     """
     os.environ[TOKENIZER_THREADS] = "false"  # a task has one core
@@ -235,7 +235,7 @@ def encode_unit(
     corpus, start = pickle.loads(unit)  # noqa: S301 - from the process that started this one
     try:
         _check_node(corpus, versions)
-        tokenizer = None if files is None else _loaded(tuple(files.items()))
+        tokenizer = _loaded(tuple(files.items()))
         for part in _parts(tokenizer, corpus, start, part_tokens):
             yield pickle.dumps(part, protocol=5)
     except (ValueError, OSError) as error:
@@ -277,7 +277,7 @@ def _loaded(files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
         return load_tokenizer(folder)
 
 
-def _parts(tokenizer: Tokenizer | None, corpus: Corpus, start: Position, part_tokens: int) -> Iterator[EncodedBatch]:
+def _parts(tokenizer: Tokenizer, corpus: Corpus, start: Position, part_tokens: int) -> Iterator[EncodedBatch]:
     """The corpus from `start` on in parts of at least `part_tokens`; the last one is what is left, up to the end."""
     batches: list[EncodedBatch] = []
     for read in read_batches(corpus, start):

@@ -19,7 +19,6 @@ class VerifyReport:
     documents: int
     pieces: int
     tokens: int  # without framing
-    tokenizer_checked: bool  # False for a store of ids that came without one
 
 
 def verify_store(folder: str | Path) -> VerifyReport:
@@ -58,13 +57,10 @@ def verify_store(folder: str | Path) -> VerifyReport:
         sum(split.documents for split in splits),
         sum(split.pieces for split in splits),
         sum(split.tokens for split in splits),
-        bool(manifest.tokenizer_fingerprint),
     )
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
-    if not manifest.tokenizer_fingerprint:
-        return
     tokenizer = load_tokenizer(folder / TOKENIZER)
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise ValueError(

@@ -10,7 +10,7 @@ from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.partial import DUPLICATES
 from mlm_pytorch.data.pieces import Cutting
 from mlm_pytorch.data.store import SplitWriter
-from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.data.tokenizer import TokenCounter, Tokenizer
 
 SPLITS = ("train", "valid")
 LOG = "texts.bin"
@@ -27,7 +27,7 @@ class Writing:
     def __init__(
         self,
         folder: Path,
-        special: SpecialTokens,
+        tokenizer: Tokenizer,
         cutting: Cutting,
         *,
         hold_out_share: float,
@@ -39,8 +39,8 @@ class Writing:
             SplitWriter(
                 folder,
                 split,
-                special.num_tokens,
-                cutting.max_piece(special),
+                tokenizer.special.num_tokens,
+                cutting.max_piece(tokenizer.special),
                 long_documents=cutting.long_documents,
                 overlap=cutting.overlap,
             )
@@ -48,7 +48,8 @@ class Writing:
         )
         self.hold_out = HoldOut(hold_out_share, self.train, self.valid) if hold_out_share > 0 else None
         self.positions = {split: Position() for split in SPLITS}
-        self.documents_without_tokens = self.unknown_tokens = self.tokens_read = 0
+        self.counter = TokenCounter(tokenizer.special, tokenizer.unknown_id)
+        self.documents_without_tokens = self.tokens_read = 0
         if state is not None:
             self._restore(state)
         num_logged = 0 if state is None else state.facts["logged"]
@@ -58,7 +59,8 @@ class Writing:
         """The next documents of a split's corpus."""
         self.positions[split] = batch.position
         self.documents_without_tokens += batch.num_read - len(batch)
-        self.unknown_tokens += batch.unknown_tokens
+        words = {"words": batch.words, "word_tokens": batch.word_tokens} if batch.words else {}
+        self.counter.add(batch.ids, batch.lengths, int(batch.characters.sum()) or None, **words)
         self.tokens_read += len(batch.ids)
         if self.log is not None:
             self.log.add(batch.hashes)
@@ -108,7 +110,6 @@ class Writing:
             {
                 "positions": {split: asdict(position) for split, position in self.positions.items()},
                 "documents_without_tokens": self.documents_without_tokens,
-                "unknown_tokens": self.unknown_tokens,
                 "tokens_read": self.tokens_read,
                 "logged": None,
             }
@@ -116,6 +117,7 @@ class Writing:
         if self.log is not None:
             self.log.sync()
             state.facts["logged"] = self.log.num_documents
+        state = state.with_part("counter", State(*self.counter.state()))
         for writer in self.writers:
             state = state.with_part(writer.split, writer.state())
         return state if self.hold_out is None else state.with_part("hold_out", self.hold_out.state())
@@ -123,8 +125,8 @@ class Writing:
     def _restore(self, state: State) -> None:
         self.positions = {split: Position(**position) for split, position in state.facts["positions"].items()}
         self.documents_without_tokens = state.facts["documents_without_tokens"]
-        self.unknown_tokens = state.facts["unknown_tokens"]
         self.tokens_read = state.facts["tokens_read"]
+        self.counter.restore(state.part("counter").facts, state.part("counter").arrays)
         for writer in self.writers:
             writer.restore(state.part(writer.split))
         if self.hold_out is not None:

@@ -1,8 +1,9 @@
 """What a tokenizer makes of a corpus: counted batch by batch, in memory for the vocabulary and no more."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -59,10 +60,10 @@ class TokenCounter:
 
     In a loop that encodes batches (`ids, lengths = tokenizer.encode_arrays(texts)`), call
 
-        counter.add(ids, lengths, sum(map(len, texts)), count_words(texts) if batch % 8 == 0 else None)
+        counter.add(ids, lengths, sum(map(len, texts)), count_words(texts[::8]), int(lengths[::8].sum()))
 
-    once per batch: `words` may be left out for most batches, since tokens per word is taken over those alone that have
-    it. For a corpus of ids leave out `characters`, too. It can be pickled between batches.
+    once per batch: `words` may be those of some texts, since tokens per word is taken over these alone. For a corpus of
+    ids leave out `words` and `characters`.
     """
 
     def __init__(self, special: SpecialTokens, unknown_id: int | None = None):
@@ -73,10 +74,28 @@ class TokenCounter:
         self._characters: int | None = None
         self._words: int | None = None
 
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What was counted so far, as facts that JSON holds and as arrays."""
+        values = vars(self)
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return {name: value for name, value in values.items() if isinstance(value, int | None)}, arrays
+
+    def restore(self, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` gave."""
+        vars(self).update(facts, **arrays)
+
     def add(
-        self, ids: np.ndarray, lengths: np.ndarray, characters: int | None = None, words: int | None = None
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        characters: int | None = None,
+        words: int | None = None,
+        word_tokens: int | None = None,
     ) -> None:
-        """Count a batch: all its ids end to end (T,), its documents' lengths (D,), how much text that was."""
+        """Count a batch: all its ids end to end (T,), its documents' lengths (D,), how much text that was.
+
+        `words` are those of the whole batch, or of texts of it that have `word_tokens` tokens.
+        """
         self._documents += len(lengths)
         self._tokens += len(ids)
         self._seen[ids] = True
@@ -90,7 +109,7 @@ class TokenCounter:
             self._characters = (self._characters or 0) + characters
         if words is not None:
             self._words = (self._words or 0) + words
-            self._word_tokens += len(ids)
+            self._word_tokens += len(ids) if word_tokens is None else word_tokens
 
     def report(self) -> TokenizerReport:
         """What was counted so far."""
