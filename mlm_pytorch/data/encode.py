@@ -27,8 +27,10 @@ from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
 from mlm_pytorch.data.store import SplitWriter
 from mlm_pytorch.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 19
-BATCH_DOCUMENTS = 4096
+# Larger batches cost less per token, since memory is handed back less often; smaller ones end at the same time.
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1 << 13
+CHARACTERS_IN_FLIGHT = 1 << 22  # with all workers: an encoding takes about a hundred times the memory of its text
 MAX_DOCUMENT_CHARACTERS = 1 << 28
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 
@@ -221,16 +223,18 @@ def encode_batch(tokenizer: Tokenizer | None, batch: DocumentBatch) -> EncodedBa
 
 
 def read_batches(
-    corpus: Documents, start: Position = Position(), dropped: Container[int] = ()
+    corpus: Documents, start: Position = Position(), dropped: Container[int] = (), workers: int = 1
 ) -> Iterator[DocumentBatch]:
-    """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS`, without those whose numbers are
-    `dropped`. The last one may be empty; its position is the end.
+    """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS` (less where more than four
+    workers hold one each), without those whose numbers are `dropped`. The last one may be empty; its position is the
+    end.
 
     Of a `Corpus`, files before the start are not opened; of the file at hand, and of anything else, the documents
     before the start are read and passed over.
     """
     batch: list[Document] = []
     size, number, begin = 0, start.documents_before, start
+    enough = min(BATCH_CHARACTERS, CHARACTERS_IN_FLIGHT // workers)
 
     def position() -> Position:
         return replace(
@@ -248,7 +252,7 @@ def read_batches(
             if number - 1 not in dropped:
                 batch.append(_checked(document))
                 size += len(document.text) if document.ids is None else len(document.ids)
-            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            if size >= enough or len(batch) >= BATCH_DOCUMENTS:
                 yield DocumentBatch(batch, position())
                 batch, size = [], 0
         begin = position().next_file()

@@ -173,9 +173,10 @@ def prepare(
             notice(f"going on after {writing.documents_read:,} documents, where an earlier preparation was interrupted")
         resumed = writing.documents_read
         meter.begin("store", writing.bytes_done)
+        workers = workers or os.cpu_count() or 1
         for split, reader in corpora.items():
-            batches = read_batches(reader, writing.positions[split], dropped.get(split, ()))
-            with closing(engine(tokenizer, batches, workers or os.cpu_count() or 1)) as encoded:
+            batches = read_batches(reader, writing.positions[split], dropped.get(split, ()), workers)
+            with closing(engine(tokenizer, batches, workers)) as encoded:
                 _write(split, encoded, writing, partial, meter)
             _require_text(writing, split, reader)
         duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
