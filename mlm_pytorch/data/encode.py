@@ -25,8 +25,10 @@ from mlm_pytorch.data.corpus import Corpus, Document, DocumentStream
 from mlm_pytorch.data.store import SplitWriter
 from mlm_pytorch.data.tokenizer import Tokenizer, count_words
 
-BATCH_CHARACTERS = 1 << 19
-BATCH_DOCUMENTS = 4096
+# Larger batches cost less per token, since memory is handed back less often; smaller ones end at the same time.
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1 << 13
+CHARACTERS_IN_FLIGHT = 1 << 22  # with all workers: an encoding takes about a hundred times the memory of its text
 MAX_DOCUMENT_CHARACTERS = 1 << 28
 WORDS_EVERY = 8  # texts: splitting all of them would take 2% of what encoding takes
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
@@ -191,16 +193,18 @@ def encode_batch(tokenizer: Tokenizer, batch: DocumentBatch) -> EncodedBatch:
 
 
 def read_batches(
-    corpus: DocumentStream, start: Position = Position(), dropped: Container[int] = ()
+    corpus: DocumentStream, start: Position = Position(), dropped: Container[int] = (), workers: int = 1
 ) -> Iterator[DocumentBatch]:
-    """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS`, without those whose numbers are
-    `dropped`. The last one may be empty; its position is the end.
+    """The documents of a corpus from `start` on, in lists of about `BATCH_CHARACTERS` (less where more than four
+    workers hold one each), without those whose numbers are `dropped`. The last one may be empty; its position is the
+    end.
 
     Of a `Corpus`, files before the start are not opened; of the file at hand, and of anything else, the documents
     before the start are read and passed over.
     """
     batch: list[Document] = []
     size, number, begin = 0, start.documents_before, start
+    enough = min(BATCH_CHARACTERS, CHARACTERS_IN_FLIGHT // workers)
 
     def position() -> Position:
         return replace(
@@ -218,7 +222,7 @@ def read_batches(
             if number - 1 not in dropped:
                 batch.append(_checked(document))
                 size += len(document.text) if document.ids is None else len(document.ids)
-            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            if size >= enough or len(batch) >= BATCH_DOCUMENTS:
                 yield DocumentBatch(batch, position())
                 batch, size = [], 0
         begin = position().next_file()

@@ -159,13 +159,14 @@ def prepare(
             notice(f"going on after {writing.documents_read:,} documents, where an earlier preparation was interrupted")
         resumed = writing.documents_read
         meter.begin("store", writing.bytes_done)
+        workers = workers or os.cpu_count() or 1
         for split, reader in corpora.items():
             start = writing.positions[split]
             if engine == "ray":
                 batches = encode_on_ray(tokenizer, reader, start)
             else:
-                read = read_batches(reader, start, dropped.get(split, ()))
-                batches = encode_threaded(tokenizer, read, workers or os.cpu_count() or 1)
+                read = read_batches(reader, start, dropped.get(split, ()), workers)
+                batches = encode_threaded(tokenizer, read, workers)
             with closing(batches) as encoded:
                 _write(split, encoded, writing, partial, meter)
             _require_text(writing, split, reader)

@@ -116,7 +116,7 @@ def test_killed_at_every_moment(tokenizer, corpus, tmp_path, small_shards, optio
                 prepare([corpus], out, **options)
         report = prepare([corpus], out, **options)
         resumed.append(report.resumed_documents)
-        for name in ("documents", "empty_documents", "duplicate_documents", "tokens", "unknown_tokens"):
+        for name in ("documents", "empty_documents", "duplicate_documents", "tokens", "tokenizer"):
             assert getattr(report, name) == getattr(expected_report, name)
         assert contents(out) == expected
         assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "expected", "store", "valid.txt"]

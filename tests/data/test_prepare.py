@@ -109,8 +109,11 @@ def test_report_and_store(tokenizer, tmp_path):
     assert (report.valid_pieces, report.valid_tokens) == (len(held_out), held_out.num_tokens)
     assert report.skipped_files == (tmp_path / "corpus" / "notes.log",)
     assert report.valid_share == report.valid_documents / 300
-    assert report.characters_per_token == report.characters / report.tokens > 1
-    assert (report.unknown_rate, report.tokenizer_trained, report.num_tokens) == (
+    made = report.tokenizer
+    assert (made.documents, made.tokens, made.characters) == (report.documents, report.tokens, report.characters)
+    assert made.characters_per_token == report.characters / report.tokens > 1
+    assert 0 < made.used_share < 1 and made.tokens_per_word > 1
+    assert (made.unknown_rate, report.tokenizer_trained, report.num_tokens) == (
         0,
         False,
         tokenizer.special.num_tokens,
@@ -163,7 +166,7 @@ def test_unknown_tokens_are_counted(tmp_path):
     corpus = write_jsonl(tmp_path / "a.jsonl", ["the cat", "the dog", "the \u200b", "\u200b"])
     report = prepare([corpus], tmp_path / "store", tokenizer=load_tokenizer(tmp_path / "tokenizer"), valid_share=0)
     assert (report.documents, report.empty_documents) == (3, 1)  # a zero-width space has no token
-    assert (report.unknown_tokens, report.unknown_rate) == (1, 0.2)
+    assert (report.tokenizer.unknown_tokens, report.tokenizer.unknown_rate) == (1, 0.2)
 
 
 def test_progress(tokenizer, tmp_path, monkeypatch):
@@ -328,29 +331,28 @@ def test_sequences_of_ids(tokenizer, tmp_path):
     report = prepare(Ids([[7, 8, 9], "the cat", [8]]), tmp_path / "store", tokenizer=tokenizer, valid_share=0)
     assert pieces(tmp_path / "store") == [[7, 8, 9], *tokenizer.encode_batch(["the cat"]), [8]]
     assert (report.characters, report.bytes) == (7, 7)
-    special = SpecialTokens(50, mask_token_id=4, pad_token_id=0, ids=(0, 4))
-    prepare(Ids([[7, 8, 9], [7, 8, 9]]), tmp_path / "store", special=special, valid_share=0, drop_duplicates=True)
+    fifty = tokenizer_for_ids(50, mask_token_id=4, pad_token_id=0)
+    report = prepare(
+        Ids([[7, 8, 9], [7, 8, 9]]), tmp_path / "store", tokenizer=fifty, valid_share=0, drop_duplicates=True
+    )
     assert pieces(tmp_path / "store") == [[7, 8, 9]]
-    assert not (tmp_path / "store" / "tokenizer").exists()
-    assert not verify_store(tmp_path / "store").tokenizer_checked
+    assert (report.tokenizer_kind, report.tokenizer.characters, report.tokenizer.used_entries) == ("ids", None, 3)
+    assert verify_store(tmp_path / "store").tokens == 3
 
 
 @pytest.mark.parametrize(
     ("sequences", "options", "message"),
     [
         ([[7]], {}, r"ids holds token ids, and no tokenizer was given; give the tokenizer that made them, or --num-t"),
-        ([[50]], {"special": True}, r"holds token id 50, outside the vocabulary of 50"),
-        ([[2**40]], {"special": True}, r"the corpus holds token id 1099511627776, which no vocabulary has; check the"),
-        ([[7], "text"], {"special": True}, r"the corpus holds text, and no tokenizer was given; give one"),
-        ([[7]], {"special": True, "vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
-        ([[7]], {"special": True, "tokenizer": True}, r"a tokenizer and the vocabulary of a corpus of ids are both"),
+        ([[50]], {"ids": True}, r"holds token id 50, outside the vocabulary of 50"),
+        ([[2**40]], {"ids": True}, r"the corpus holds token id 1099511627776, which no vocabulary has; check the"),
+        ([[7]], {"ids": True, "vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
     ],
 )
-def test_wrong_ids(tokenizer, tmp_path, sequences, options, message):
-    if "special" in options:
-        options = {**options, "special": SpecialTokens(50, mask_token_id=4, pad_token_id=0, ids=(0, 4))}
-    if "tokenizer" in options:
-        options = {**options, "tokenizer": tokenizer}
+def test_wrong_ids(tmp_path, sequences, options, message):
+    options = dict(options)
+    if options.pop("ids", False):
+        options["tokenizer"] = tokenizer_for_ids(50, mask_token_id=4, pad_token_id=0)
     with pytest.raises(ValueError, match=message):
         prepare(Ids(sequences), tmp_path / "store", **options)
     assert listed(tmp_path) == []

@@ -91,7 +91,7 @@ def same(batches: list[EncodedBatch], others: list[EncodedBatch]) -> bool:
     one, other = EncodedBatch.join(batches), EncodedBatch.join(others)
     arrays = ("ids", "lengths", "characters", "bytes", "hashes")
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and (
-        (one.sources, one.num_read, one.unknown_tokens) == (other.sources, other.num_read, other.unknown_tokens)
+        (one.sources, one.num_read, one.words) == (other.sources, other.num_read, other.words)
     )
 
 
