@@ -51,10 +51,8 @@ def read_parquet(file: Path | IO[bytes], reading: Reading, progress: Progress) -
                 yield from _documents(batch, columns, reading, row)
                 row += batch.num_rows
                 progress(row / max(metadata.num_rows, 1))
-            if row != parquet.metadata.num_rows:
-                raise ValueError(
-                    f"{reading.label} has {row} rows, not the {parquet.metadata.num_rows} that it promises"
-                )
+            if row != metadata.num_rows:
+                raise ValueError(f"{reading.label} has {row} rows, not the {metadata.num_rows} that it promises")
     except _arrow_errors() as error:
         raise _damaged(error, "Parquet", reading, row) from None
     progress(1)
