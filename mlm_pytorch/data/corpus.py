@@ -244,8 +244,7 @@ class Corpus:
             self.bytes_done = before + int(size * share)
 
         raw.seek(0)
-        yield from (read_parquet if kind == "Parquet" else read_arrow)(file.path or raw, reading, progress)
-        progress(1)
+        return (read_parquet if kind == "Parquet" else read_arrow)(file.path or raw, reading, progress)
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_done += num_bytes

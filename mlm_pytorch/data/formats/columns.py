@@ -8,7 +8,6 @@ stream has its end) is checked here before a value is touched.
 """
 
 import errno
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +51,11 @@ def read_parquet(file: Path | IO[bytes], reading: Reading, progress: Progress) -
                 yield from _documents(batch, columns, reading, row)
                 row += batch.num_rows
                 progress(row / max(metadata.num_rows, 1))
-            if row != parquet.metadata.num_rows:
-                raise ValueError(
-                    f"{reading.label} has {row} rows, not the {parquet.metadata.num_rows} that it promises"
-                )
+            if row != metadata.num_rows:
+                raise ValueError(f"{reading.label} has {row} rows, not the {metadata.num_rows} that it promises")
     except _arrow_errors() as error:
         raise _damaged(error, "Parquet", reading, row) from None
+    progress(1)
 
 
 def read_arrow(file: Path | IO[bytes], reading: Reading, progress: Progress) -> Iterator[Document]:
@@ -91,7 +89,9 @@ def read_arrow(file: Path | IO[bytes], reading: Reading, progress: Progress) -> 
                 batches = ((batch, source.tell() / size) for batch in stream)
             for batch, share in batches:
                 for first in range(0, batch.num_rows, RECORD_BATCH_ROWS):
-                    yield from _documents(batch.slice(first, RECORD_BATCH_ROWS), columns, reading, row)
+                    yield from _documents(
+                        _checked(batch.slice(first, RECORD_BATCH_ROWS), columns), columns, reading, row
+                    )
                     row += min(RECORD_BATCH_ROWS, batch.num_rows - first)
                 progress(share)
             if not is_file and source.tell() != source.size():
@@ -100,6 +100,7 @@ def read_arrow(file: Path | IO[bytes], reading: Reading, progress: Progress) -> 
                 )
     except _arrow_errors() as error:
         raise _damaged(error, "Arrow", reading, row) from None
+    progress(1)
 
 
 def read_hub(name: str, reading: Reading) -> Iterator[Document]:
@@ -114,7 +115,7 @@ def read_hub(name: str, reading: Reading) -> Iterator[Document]:
         raise ValueError(
             f"{reading.label} needs the package datasets, which is not installed; pip install datasets"
         ) from None
-    path, config, split, *rest = [*name.split(":"), "", ""][: max(3, name.count(":") + 1)]
+    path, config, split, rest = [*name.split(":", 3), "", "", ""][:4]
     if not path or rest:
         raise ValueError(f"{reading.label} is no data set; write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT")
     row, columns = 0, None
@@ -133,7 +134,7 @@ def read_hub(name: str, reading: Reading) -> Iterator[Document]:
             return
         columns = columns or _columns(table.schema, reading)
         for batch in table.combine_chunks().to_batches():
-            yield from _documents(batch, columns, reading, row)
+            yield from _documents(_checked(batch, columns), columns, reading, row)
             row += batch.num_rows
 
 
@@ -201,16 +202,16 @@ def _column_bytes(metadata: Any, column: str) -> tuple[int, int]:
 # -- one record batch --------------------------------------------------------------------------------------------------
 
 
-def _documents(batch: Any, columns: _Columns, reading: Reading, first_row: int) -> Iterator[Document]:
+def _documents(batch: Any, columns: _Columns, reading: Reading, first_row: int) -> list[Document]:
     """One record batch's documents. `first_row` counts the rows before it."""
     column = batch.column(columns.text_or_ids)
-    sources = _strings(batch.column("source"), reading, first_row) if columns.with_source else ()
+    own = reading.source
+    sources = _strings(batch.column("source"), reading, first_row) if columns.with_source else [own] * len(column)
     if _is_text(column.type):
-        for text, source in itertools.zip_longest(_strings(column, reading, first_row), sources):
-            yield Document(text or "", source or reading.source)
-    else:
-        for ids, source in itertools.zip_longest(_id_lists(column, reading, first_row), sources):
-            yield Document("", source or reading.source, ids)
+        texts = _strings(column, reading, first_row)
+        return [Document(text or "", source or own) for text, source in zip(texts, sources, strict=True)]
+    ids = _id_lists(column, reading, first_row)
+    return [Document("", source or own, row) for row, source in zip(ids, sources, strict=True)]
 
 
 def _strings(column: Any, reading: Reading, first_row: int) -> list[str | None]:
@@ -218,17 +219,11 @@ def _strings(column: Any, reading: Reading, first_row: int) -> list[str | None]:
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
-        column.validate(full=True)
         column = column.dictionary_decode()
     try:
-        column.validate(full=True)  # offsets, and UTF-8
-    except pa.ArrowInvalid:
-        views = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-        if column.type not in views:
-            raise
-        column = column.view(views[column.type])
-        column.validate(full=True)
-    values = column.to_pylist()
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = _as_bytes(column).to_pylist()
     for index, value in enumerate(values):
         if isinstance(value, bytes):
             try:
@@ -241,12 +236,26 @@ def _strings(column: Any, reading: Reading, first_row: int) -> list[str | None]:
     return values
 
 
+def _checked(batch: Any, columns: _Columns) -> Any:
+    """The batch, after a look at all offsets and indices in it: a wrong one would lead outside its memory."""
+    for name in columns.names:
+        _as_bytes(batch.column(name)).validate(full=True)
+    return batch
+
+
+def _as_bytes(column: Any) -> Any:
+    """Strings as bytes, which need not be UTF-8; other types as they are."""
+    import pyarrow as pa
+
+    views = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return column.view(views[column.type]) if column.type in views else column
+
+
 def _id_lists(column: Any, reading: Reading, first_row: int) -> list[np.ndarray]:
     """One record batch's lists of ids; a null is an empty one."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute  # whose functions are made as it is imported
-    column.validate(full=True)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     flat = column.flatten()  # without what lies under nulls
     if flat.null_count:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from mlm_pytorch.data.formats.record import Document, Reading, find_column, json_type, listed
+from mlm_pytorch.data.formats.record import IDS_COLUMN, Document, Reading, find_column, json_type, listed
 from mlm_pytorch.data.lines import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Lines, too_long
 
 BLANKS = re.compile(rb"[ \t\r\n]*")
@@ -91,6 +91,8 @@ class _Records:
         if ("\\ud" in line or "\\uD" in line) and isinstance(value, str):
             value = self._without_surrogates(value, where)
             source = self._without_surrogates(source, where) if isinstance(source, str) else None
+        if type(value) is str and column != IDS_COLUMN:  # as `value` would do, but most records come here
+            return Document(value, source if isinstance(source, str) else self.reading.source)
         return self.reading.value(value, source, column, where)
 
     def _without_surrogates(self, text: str, where: str) -> str:
