@@ -74,6 +74,11 @@ class DocumentStream(Protocol):
         ...
 
     @property
+    def begins_again(self) -> bool:
+        """Whether one iteration may read its inputs more than once."""
+        ...
+
+    @property
     def identity(self) -> Any:
         """All that decides about the documents, as JSON has it; None where they cannot be read again, or be known."""
         ...
@@ -147,6 +152,7 @@ class Corpus:
         self.split_text: SplitText | None = split_text
         self.reading = Reading("", "", column, encoding_errors, num_tokens)
         self.files, self.skipped_files = find_files(paths)
+        self.begins_again = False
         self.bytes_done = 0
         self.empty_documents = 0
 
@@ -163,7 +169,7 @@ class Corpus:
             return None
         paths = [file.path.absolute() for file in self.files if file.path is not None]
         return [
-            {"split_text": self.split_text, **asdict(self.reading)},
+            {"split_text": self.split_text, **asdict(replace(self.reading, num_tokens=None))},  # which only checks
             [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
         ]
 

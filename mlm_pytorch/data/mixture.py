@@ -67,6 +67,7 @@ class Mixture:
         num_tokens: int | None = None,
     ):
         _check_parts(parts)
+        self.begins_again = True
         self.weights = [weight for _, weight in parts]
         options = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
         self.parts = [_Part(name, Corpus([name], **options, num_tokens=num_tokens)) for name, _ in parts]

@@ -137,11 +137,16 @@ def prepare(
     corpora = {"train": _opened(corpus, options)} | ({} if valid is None else {"valid": _opened(valid, options)})
     vocabulary = [vocab_size, tokenizer_kind] if tokenizer is None else tokenizer.fingerprint
     identity = identity_of(corpora, vocabulary, [asdict(cutting), drop_duplicates, share])
+    if drop_duplicates and any(reader.begins_again for reader in corpora.values()):
+        raise ValueError(
+            "drop_duplicates would take out what a mixture repeats on purpose; leave it out, or drop the duplicates of "
+            "each part beforehand"
+        )
     totals = [reader.bytes_total for reader in corpora.values()]
     meter = Meter(progress, notice, None if None in totals else sum(filter(None, totals)))
     with building(Path(out), identity, notice) as partial:
         trained = tokenizer is None
-        if trained or drop_duplicates:
+        if trained or drop_duplicates or any(reader.begins_again for reader in corpora.values()):
             _spool(corpora, partial.folder / SPOOL)
         if tokenizer is None:
             making = {"vocab_size": vocab_size} | ({} if tokenizer_kind is None else {"kind": tokenizer_kind})

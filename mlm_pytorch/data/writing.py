@@ -9,7 +9,7 @@ from mlm_pytorch.data.holdout import HoldOut
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.partial import DUPLICATES
 from mlm_pytorch.data.pieces import Cutting
-from mlm_pytorch.data.store import SplitWriter
+from mlm_pytorch.data.store import SplitWriter, check_ids
 from mlm_pytorch.data.tokenizer import TokenCounter, Tokenizer
 
 SPLITS = ("train", "valid")
@@ -57,6 +57,7 @@ class Writing:
 
     def add(self, split: str, batch: EncodedBatch) -> None:
         """The next documents of a split's corpus."""
+        check_ids(batch.ids, self.train.num_tokens, "the corpus")
         self.positions[split] = batch.position
         self.documents_without_tokens += batch.num_read - len(batch)
         words = {"words": batch.words, "word_tokens": batch.word_tokens} if batch.words else {}

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from mlm_pytorch.data import duplicates, encode, holdout, manifest, progress
 from mlm_pytorch.data import store as store_module
-from mlm_pytorch.data.corpus import Document
+from mlm_pytorch.data.corpus import Corpus, Document
+from mlm_pytorch.data.mixture import Mixture
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.progress import PrepareProgress
 from mlm_pytorch.data.store import TokenStore
-from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.data.verify import verify_store
-from mlm_pytorch.tokens import SpecialTokens
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -310,6 +310,7 @@ class Ids:
     """What is read like a `Corpus`, here of ids."""
 
     files = skipped_files = ()
+    begins_again = False
     bytes_done = bytes_total = 10
 
     def __init__(self, sequences, identity=None):
@@ -628,3 +629,28 @@ def test_parquet_with_sources(tokenizer, tmp_path):
     prepare([tmp_path / "a.parquet"], tmp_path / "store", tokenizer=tokenizer, valid_share=0, seq_len=1000)
     store = TokenStore.open(tmp_path / "store")
     assert [store.source(i) for i in range(10)] == [f"s{i}" for i in range(10)]
+
+
+def test_a_mixture_is_prepared_and_its_repeats_are_counted(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "large.jsonl", [f"large {i}" for i in range(90)])
+    write_jsonl(tmp_path / "small.jsonl", [f"small {i}" for i in range(4)])
+    parts = [(str(tmp_path / "large.jsonl"), 0.9), (str(tmp_path / "small.jsonl"), 0.1)]
+    report = prepare(Mixture(parts), tmp_path / "store", tokenizer=tokenizer, valid_share=0)
+    store = TokenStore.open(tmp_path / "store")
+    sources = [store.source(i) for i in range(len(store))]
+    assert report.repeats == {parts[0][0]: 0, parts[1][0]: sources.count("small.jsonl") // 4}
+    for start in range(len(sources) - 10):
+        assert sources[start : start + 10].count("small.jsonl") in (0, 1, 2)
+    with pytest.raises(ValueError, match="drop_duplicates would take out what a mixture repeats on purpose"):
+        prepare(Mixture(parts), tmp_path / "store", tokenizer=tokenizer, drop_duplicates=True)
+
+
+def test_a_continued_preparation_is_of_the_same_options(tokenizer, tmp_path, monkeypatch):
+    """What a corpus is read by decides about its documents, so another column is another preparation."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"one": f"one {i}", "two": f"two {i}"}) + "\n" for i in range(60)))
+    one, two = Corpus([path], column="one"), Corpus([path], column="two")
+    assert one.identity != two.identity and one.identity == Corpus([path], column="one").identity
+    mixed = [Mixture([(str(path), weight), (str(tmp_path / "*.jsonl"), 1)], column="one") for weight in (1, 1, 2)]
+    assert mixed[0].identity == mixed[1].identity != mixed[2].identity
+    assert Corpus(["-"]).identity is None
