@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_cli import mlm
@@ -11,6 +12,27 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 DATA = Path(__file__).parents[2] / "shared/data/sequences"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the sequences to test with are not on this machine")
 SMALL = ("--model", "tiny", "--seq-len", "64", "--pack-tokens", "1024", "--budget", "2steps")
+
+
+@pytest.fixture(scope="module")
+def proteins(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("proteins") / "proteins.parquet"
+    pq.write_table(pq.read_table(DATA / "proteins.parquet").slice(0, 200), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("dna") / "reads.fasta"
+    path.write_text("".join((DATA / "metagenomics.fasta").open().readlines()[:600]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cells") / "cells.parquet"
+    pq.write_table(pq.read_table(DATA / "genecorpus.parquet").slice(0, 40), path)
+    return path
 
 
 def loaded(run: Path):
@@ -35,11 +57,11 @@ def check(run: Path, corpus: Path, text: str) -> list[str]:
 
 
 @needs_data
-def test_proteins(tmp_path):
+def test_proteins(proteins, tmp_path):
     run = tmp_path / "run"
-    done = mlm("train", DATA / "proteins.parquet", "--out", run, *SMALL)
+    done = mlm("train", proteins, "--out", run, *SMALL)
     assert "amino-acids" in done.stderr
-    candidates = check(run, DATA / "proteins.parquet", "MKTAYIAKQR[MASK]ISFVKSHFSRQ")
+    candidates = check(run, proteins, "MKTAYIAKQR[MASK]ISFVKSHFSRQ")
     assert all(len(candidate) == 1 for candidate in candidates)
     _, tokenizer = loaded(run)
     ids = tokenizer("MKTAYIAKQR")["input_ids"]
@@ -47,17 +69,17 @@ def test_proteins(tmp_path):
 
 
 @needs_data
-def test_dna(tmp_path):
+def test_dna(reads, tmp_path):
     run = tmp_path / "run"
-    done = mlm("train", DATA / "metagenomics.fasta", "--out", run, *SMALL)
+    done = mlm("train", reads, "--out", run, *SMALL)
     assert "kmer" in done.stderr
-    candidates = check(run, DATA / "metagenomics.fasta", "ACGTACGGATTA[MASK]ACGGTA")
+    candidates = check(run, reads, "ACGTACGGATTA[MASK]ACGGTA")
     assert all(set(candidate) <= set("ACGTN") for candidate in candidates)
 
 
 @needs_data
-def test_cells(tmp_path):
-    run, cells = tmp_path / "run", DATA / "genecorpus.parquet"
+def test_cells(cells, tmp_path):
+    run = tmp_path / "run"
     mlm("train", cells, "--out", run, "--add-special-tokens", *SMALL)
     candidates = check(run, cells, "17 204 [MASK] 99")
     assert all(candidate.isdecimal() for candidate in candidates)
@@ -87,9 +109,12 @@ def test_ids_as_numpy_and_as_json(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "holds token ids, not text"),
+        ((), "holds token ids, and no tokenizer was given"),
         (("--mask-token-id", "1"), "pad"),
-        (("--num-tokens", "20", "--mask-token-id", "1", "--pad-token-id", "0"), "outside the vocabulary"),
+        (
+            ("--num-tokens", "20", "--mask-token-id", "1", "--pad-token-id", "0"),
+            "line 1: id 30 is not less than num_tokens 20",
+        ),
         (("--add-special-tokens", "--tokenizer", "bpe"), "leave out one"),
     ],
 )

@@ -150,17 +150,20 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> Enc
     else:
         ids, lengths = _with_given_ids(tokenizer, documents)
         sizes *= np.fromiter((document.ids is None for document in documents), bool, len(documents))
-    hashes = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    hashes = np.frombuffer(digests, np.dtype("<u8"))
+    # By their hashes, so that it does not matter how the documents come in batches.
+    counted = [index for index in np.flatnonzero(hashes % WORDS_EVERY == 0) if documents[index].ids is None]
     batch = EncodedBatch(
         ids,
         lengths,
         [document.source for document in documents],
         np.fromiter(map(len, texts), np.int64, len(texts)),
         sizes,
-        np.frombuffer(hashes, np.dtype("<u8")),
+        hashes,
         num_read=len(documents),
-        words=count_words(texts[::WORDS_EVERY]),
-        word_tokens=sum(int(n) for n, text in zip(lengths[::WORDS_EVERY], texts[::WORDS_EVERY], strict=True) if text),
+        words=count_words([texts[index] for index in counted]),
+        word_tokens=int(lengths[counted].sum()),
     )
     return batch.where(lengths > 0)
 

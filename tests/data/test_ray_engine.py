@@ -81,7 +81,7 @@ def write_corpus(folder, sizes, seed=0):
         elif index % 4 == 1:
             name.with_suffix(".txt").write_text("\n".join(texts))
         elif index % 4 == 2:
-            pq.write_table(pa.table({"text": texts}), name.with_suffix(".parquet"))
+            pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), name.with_suffix(".parquet"))
         else:
             name.with_suffix(".jsonl").write_text(records)
     return folder
