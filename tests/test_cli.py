@@ -166,7 +166,7 @@ def test_interrupt_and_continue_equals_one_run(corpus, tmp_path, number):
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "mlm_pytorch", *map(str, arguments), "--out", str(tmp_path / "parts")]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not any((tmp_path / "parts/checkpoints").glob("step-*")):
+    while not (tmp_path / "parts/model/config.json").exists():  # the link is set when a checkpoint is complete
         assert child.poll() is None
         time.sleep(0.02)
     child.send_signal(number)

@@ -10,7 +10,7 @@ def config(**changes) -> TrainConfig:
 
 
 def test_round_trip():
-    full = config(valid=("v.txt",), tokenizer=Path("tok"), lr=1e-3, precision="bf16", seq_len=77)
+    full = config(valid=("v.txt",), tokenizer="tok", mix=("a.txt=1",), lr=1e-3, precision="bf16", seq_len=77)
     assert TrainConfig.from_yaml(full.to_yaml()) == full
 
 
