@@ -26,6 +26,7 @@ from mlm_pytorch.tokens import SpecialTokens
 
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+ESM = {"pad_token_id": 0, "mask_token_id": 4, "position_embedding_type": "rotary"}
 SPECIAL = SpecialTokens(64, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
 CASES = {
     "bert": (lambda: BertForMaskedLM(BertConfig(**SIZE, max_position_embeddings=40)), 40),
