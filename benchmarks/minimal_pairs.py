@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--minicons", type=Path, required=True, help="Python of the environment that has minicons")
     parser.add_argument("--sample", type=int, default=100, help="pairs compared, spread over all paradigms")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vocab-size", type=int, help="of the model; by default the tokenizer's 16,384")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-all", action="store_true", help="only the comparison")
     arguments = parser.parse_args()
@@ -90,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(DATA / "mix10m" / "tokenizer-16k")
-    encoder = Encoder(preset("mini", vocab_size=tokenizer.special.num_tokens))
+    encoder = Encoder(preset("mini", vocab_size=arguments.vocab_size or tokenizer.special.num_tokens))
     pairs = read_minimal_pairs(DATA / "blimp" / "blimp_dev.jsonl.gz")
     sample = pairs[:: len(pairs) // arguments.sample][: arguments.sample]
     texts = [text for pair in sample for text in (pair.good, pair.bad)]
@@ -118,7 +119,7 @@ def main() -> None:
         minicons.close()
     best = max(BATCH_SIZES, key=lambda size: median(theirs[size]))
     result: dict = {
-        "model": "mini: 4 layers, width 256, 16,384 tokens, random weights, float32",
+        "model": f"mini: 4 layers, width 256, {encoder.config.vocab_size:,} tokens, random weights, float32",
         "threads": arguments.threads,
         "sample_pairs": len(sample),
         "largest_difference_of_a_sum": largest,
@@ -136,7 +137,7 @@ def main() -> None:
         minimal_pairs(encoder, tokenizer, pairs)
         result |= {"all_pairs": len(pairs), "all_minutes": round((time.perf_counter() - start) / 60, 2)}
     print(json.dumps(result, indent=2))
-    write_result("minimal_pairs", result)
+    write_result(f"minimal_pairs_{encoder.config.vocab_size // 1000}k", result)
     missed = result["ratio"] < BAR_RATIO or result.get("all_minutes", 0) > BAR_MINUTES
     sys.exit(bool(missed or largest > 1e-3))
 

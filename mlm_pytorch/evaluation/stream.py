@@ -15,7 +15,7 @@ from mlm_pytorch.data.store import cut
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.tokens import SpecialTokens
 
-BATCH_CHARACTERS = 1 << 18  # tokenized at a time
+BATCH_CHARACTERS = 1 << 15  # tokenized at a time, in about a hundred times their memory
 
 
 @dataclass
