@@ -3,7 +3,7 @@
 import sysconfig
 from pathlib import Path
 
-from mlm_pytorch.cli.models import fill_command
+from mlm_pytorch.cli.fill import fill_command
 from mlm_pytorch.cli.options import FillConfig
 from mlm_pytorch.cli.train import train
 from mlm_pytorch.training.config import TrainConfig

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.training.metrics import read_metrics
@@ -124,7 +126,102 @@ def test_evaluate_export_and_a_held_out_file(run, corpus, tmp_path):
     lines = mlm("evaluate", run, tmp_path / "exported", "--data", corpus, "--json").stdout.splitlines()
     first, second = map(json.loads, lines)
     assert first["loss"] == second["loss"] and first["num_targets"] == second["num_targets"] > 500
+    assert first["bits_per_byte"] > 0
     assert "nats per token" in mlm("evaluate", run).stdout
+
+
+@pytest.fixture(scope="module")
+def bert(run, tmp_path_factory) -> Path:
+    """A folder of another architecture, with the run's tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertForMaskedLM(BertConfig(vocab_size=384, max_position_embeddings=64, **size)).save_pretrained(folder)
+    for path in (run / "model").glob("token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_models_of_any_architecture_are_compared_in_one_table(run, bert, corpus):
+    lines = mlm("evaluate", run, bert, "--data", corpus, "--breakdown").stdout.splitlines()
+    assert lines[0].split()[0] == "model" and "bits per byte" in lines[0]
+    assert [line.split()[0] for line in lines[1:3]] == [str(run), str(bert)]
+    assert any("nats per token by source" in line and str(bert) in line for line in lines)
+    both = mlm("evaluate", run, bert, "--data", corpus, "--json").stdout.splitlines()
+    assert len({json.loads(line)["num_targets"] for line in both}) == 1  # the same positions
+    done = json.loads(mlm("fill", bert, "the [MASK] sat", "--json").stdout)
+    assert len(done["masks"][0]["candidates"]) == 5
+
+
+def test_a_store_is_evaluated_like_the_file_it_was_made_of(run, corpus, tmp_path):
+    options = ("--tokenizer", run / "model", "--seq-len", "48")
+    mlm("prepare", corpus, "--out", tmp_path / "store", "--valid", corpus, *options)
+    lines = [mlm("evaluate", run, "--data", data, "--json").stdout for data in (corpus, tmp_path / "store")]
+    first, second = map(json.loads, lines)
+    assert first["num_targets"] == second["num_targets"] and first["bits_per_byte"] == second["bits_per_byte"]
+
+
+def test_minimal_pairs_and_probe(run, bert, tmp_path):
+    pairs = [{"good": "the cat sat.", "bad": "cat the sat.", "uid": f"u{i % 2}", "phenomenon": "p"} for i in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rows = [f"{i % 2}\t{'cat' if i % 2 else 'dog'} sat by the river" for i in range(40)]
+    (tmp_path / "task.tsv").write_text("\n".join(rows))
+    options = ["--minimal-pairs", tmp_path / "pairs.jsonl", "--pll", "word-l2r"]
+    pytest.importorskip("sklearn")
+    options += ["--probe-train", tmp_path / "task.tsv", "--probe-test", tmp_path / "task.tsv", "--probe-seeds", "1"]
+    found = json.loads(mlm("evaluate", run, *options, "--json").stdout)
+    assert "loss" not in found  # held-out loss was not asked for
+    assert found["minimal_pairs"]["overall"]["num_pairs"] == 6 and set(found["minimal_pairs"]["uids"]) == {"u0", "u1"}
+    assert found["probe"]["frozen"]["pretrained"] > 0.9
+    shown = mlm("evaluate", run, bert, *options[:4]).stdout
+    assert "minimal pairs by phenomenon" in shown and "%" in shown
+
+
+def test_fill_a_file_of_lines_and_a_conversation(run, tmp_path, monkeypatch):
+    path = write(tmp_path / "lines.txt", b"the [MASK] sat\n\na [MASK] by the [MASK]\n")
+    found = [json.loads(line) for line in mlm("fill", run, "--file", path, "--json").stdout.splitlines()]
+    assert [len(each["masks"]) for each in found] == [1, 2]
+    said = iter(["the [MASK] sat", "no gap", ""])
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said))
+    shown = mlm("fill", run).stdout
+    assert "%" in shown and "no mask in 'no gap'" in shown
+
+
+def test_mistakes_with_evaluation(run, bert, tmp_path):
+    pair = {"good": "the cat " * 40, "bad": "a"}
+    long = write(tmp_path / "long.jsonl", json.dumps(pair).encode())
+    short = write(tmp_path / "short.jsonl", b'{"text": "no pair"}')
+    one = write(tmp_path / "one.tsv", b"0\ta\n0\tb")
+    blank, lines = write(tmp_path / "blank.txt", b"\n"), write(tmp_path / "lines.txt", b"a [MASK]\nno gap\n")
+    headless, maskless = tmp_path / "headless", tmp_path / "maskless"
+    for folder in (headless, maskless):
+        shutil.copytree(bert, folder)
+    config = json.loads((bert / "config.json").read_text())
+    (headless / "config.json").write_text(json.dumps(config | {"model_type": "gpt2", "architectures": ["GPT2"]}))
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (maskless / name).write_text(
+            (bert / name).read_text().replace("[MASK]", "[GAP]").replace('"mask_token"', '"m"')
+        )
+    cases = [
+        (("evaluate", bert, "--minimal-pairs", long), "sentence 1 has"),
+        (("evaluate", bert, "--minimal-pairs", short), "line 1 is no pair"),
+        (("evaluate", bert, "--minimal-pairs", blank), "holds no pairs"),
+        (("evaluate", bert, "--probe-train", one, "--probe-test", one), "has one label only (0)"),
+        (("evaluate", bert, "--probe-train", one), "--probe-train and --probe-test go together"),
+        (("evaluate", bert, "--probe-finetune"), "--probe-finetune needs a task"),
+        (("evaluate", bert, run, "--data", "-"), "standard input can be read for one model only"),
+        (("evaluate", bert, "--data", blank), "holds no token to predict"),
+        (("evaluate", headless, "--data", lines), "type 'gpt2', which is no masked language model"),
+        (("evaluate", maskless, "--data", lines), "has no mask token"),
+        (("fill", bert, "--file", blank), "holds no text"),
+        (("fill", bert, "--file", lines), "line 2: no mask in 'no gap'"),
+        (("fill", bert, "--file", tmp_path / "none"), "none"),
+    ]
+    for arguments, expected in cases:
+        done = mlm(*arguments, code=2)
+        assert expected in done.stderr.splitlines()[-1], (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
 
 
 def test_prepare_once_and_train_on_the_store(corpus, tmp_path):

@@ -79,11 +79,11 @@ def run(command: object) -> None:
 
             train(command)
         case EvaluateConfig():
-            from mlm_pytorch.cli.models import evaluate_command
+            from mlm_pytorch.cli.evaluate import evaluate_command
 
             evaluate_command(command)
         case FillConfig():
-            from mlm_pytorch.cli.models import fill_command
+            from mlm_pytorch.cli.fill import fill_command
 
             fill_command(command)
         case ExportConfig():

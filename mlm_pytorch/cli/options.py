@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,21 +30,37 @@ class PrepareConfig(CorpusOptions):
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Held-out loss and accuracy under fixed masks; the same positions for every model with the same tokenizer.
+    """Compare models: masked loss on held-out text, minimal pairs, and whether pretraining helps a task.
 
-    Example: mlm evaluate runs/mine --data valid.jsonl.gz
+    Example: mlm evaluate runs/mine models/bert --data valid.jsonl.gz --minimal-pairs blimp.jsonl.gz
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders or Hugging Face folders of ModernBERT models."""
+    """Run folders or Hugging Face folders of masked language models."""
     data: tuple[str, ...] = ()
-    """Held-out files. By default what the run held out."""
+    """Held-out files, or a store. By default what the run held out, unless other measures are asked for."""
     column: str | None = None
     """Field that holds the text. By default found."""
     seq_len: int | None = None
     """Longest piece in tokens. By default what the model was trained at."""
     mask_prob: float = 0.15
     """Share of each piece's tokens to predict."""
+    breakdown: bool = False
+    """Also show the loss by token frequency, place in the word, length and source."""
+    minimal_pairs: Path | None = None
+    """JSON lines with the fields good and bad (or BLiMP's own names): how often the good one is likelier."""
+    pll: Literal["original", "word-l2r"] = "original"
+    """Pseudo-log-likelihood: mask each token alone (Salazar et al. 2020), or also the later ones of its word."""
+    pair_score: Literal["sum", "mean"] = "sum"
+    """Compare the sentences of a pair by the sum over their tokens, or by the mean."""
+    probe_train: Path | None = None
+    """Lines of label, tab, text: train a classifier on the model's features, and on those of an untrained one."""
+    probe_test: Path | None = None
+    """The same, to measure the classifier on."""
+    probe_finetune: bool = False
+    """Train the whole model on the task as well."""
+    probe_seeds: int = 3
+    """How often the probe is repeated."""
     json: bool = False
     """Print one JSON object per model."""
 
@@ -53,13 +69,15 @@ class EvaluateConfig:
 class FillConfig:
     """Show what a model puts in place of [MASK].
 
-    Example: mlm fill runs/mine "The [MASK] sat on the mat."
+    Example: mlm fill runs/mine "The [MASK] sat on the [MASK]."
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """A run folder or a Hugging Face folder of a ModernBERT model."""
+    """A run folder or a Hugging Face folder of a masked language model."""
     texts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Texts with one or more [MASK]."""
+    """Texts with one or more [MASK]. On a terminal, without any, they are asked for."""
+    file: Path | None = None
+    """A file with a text on each line; - for standard input."""
     top_k: int = 5
     """Candidates per mask."""
     json: bool = False

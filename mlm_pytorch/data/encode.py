@@ -153,7 +153,7 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> Enc
     digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
     hashes = np.frombuffer(digests, np.dtype("<u8"))
     # By their hashes, so that it does not matter how the documents come in batches.
-    counted = [index for index in np.flatnonzero(hashes % WORDS_EVERY == 0) if documents[index].ids is None]
+    counted = [index for index in np.flatnonzero(hashes % WORDS_EVERY == 0).tolist() if documents[index].ids is None]
     batch = EncodedBatch(
         ids,
         lengths,

@@ -2,5 +2,15 @@
 
 from mlm_pytorch.huggingface.collator import MLMCollator
 from mlm_pytorch.huggingface.folder import check_export, copy_export, export_encoder, load_encoder, model_folder
+from mlm_pytorch.huggingface.masked_lm import load_masked_lm, max_positions
 
-__all__ = ["MLMCollator", "check_export", "copy_export", "export_encoder", "load_encoder", "model_folder"]
+__all__ = [
+    "MLMCollator",
+    "check_export",
+    "copy_export",
+    "export_encoder",
+    "load_encoder",
+    "load_masked_lm",
+    "max_positions",
+    "model_folder",
+]

@@ -1,0 +1,108 @@
+"""Any masked language model that Hugging Face can load from a folder, to be evaluated beside ours.
+
+ModernBERT folders become the built-in encoder; every other architecture is loaded by `transformers`. Nothing from a
+folder is executed and nothing is fetched: JSON and safetensors only.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlm_pytorch.encoder import EncoderConfig
+from mlm_pytorch.huggingface.folder import CONFIG, WEIGHTS, load_encoder, model_folder
+
+_INDEX = f"{WEIGHTS}.index.json"
+
+
+def load_masked_lm(folder: Path) -> nn.Module:
+    """The masked language model in a run's folder or a Hugging Face folder, in float32.
+
+    Returns:
+        The built-in `Encoder` for ModernBERT, else a `transformers` model, called with padded batches.
+
+    Raises:
+        ValueError: no model there, one that is no masked language model, one that needs code from its folder, or
+            weights that are not safetensors, are damaged, or lack the head.
+    """
+    folder = model_folder(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}); export the model again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} is damaged (it holds no object); export the model again")
+    if config.get("model_type") == "modernbert" and not (folder / _INDEX).is_file() and _is_built_in(config):
+        return load_encoder(folder)
+    return _from_transformers(folder, config)
+
+
+def _is_built_in(config: dict[str, Any]) -> bool:
+    try:
+        EncoderConfig.from_huggingface(config)
+    except ValueError:  # a variant of ModernBERT that only transformers computes
+        return False
+    return True
+
+
+def _from_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.utils import logging
+
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
+        needs_code = " by transformers' own code (the folder's code is never run)" if "auto_map" in config else ""
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}, which is no masked language model{needs_code}; name one that "
+            "AutoModelForMaskedLM loads"
+        )
+    if not (folder / WEIGHTS).is_file() and not (folder / _INDEX).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True")
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # it warns of missing weights, which are an error here
+    logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise ValueError(f"{folder} cannot be loaded by transformers ({error}); export the model again") from None
+    except Exception as error:  # what the safetensors library raises derives from Exception alone
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); export the model again") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} lacks weights of {type(model).__name__} ({', '.join(missing[:3])}); it was saved without its "
+            "masked-language-modelling head, or is damaged"
+        )
+    return model.eval()
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """The longest piece in tokens that a model takes, special ones included; None where it sets no limit.
+
+    A table of position embeddings limits it, less what RoBERTa and its kin leave unused: positions there begin after
+    the padding id.
+    """
+    config = model.config
+    limits = [getattr(config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return min(known, default=None)

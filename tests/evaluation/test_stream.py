@@ -1,0 +1,49 @@
+"""Packs straight from documents: the pieces, and so the masks, that a store would give."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mlm_pytorch.data.corpus import Corpus, Document
+from mlm_pytorch.data.packing import sequential_packs
+from mlm_pytorch.data.prepare import prepare
+from mlm_pytorch.data.store import TokenStore
+from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.evaluation import PieceStream, masked_loss
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the red house", "a " * 60, "façade"] * 10
+TOKENIZER = train_tokenizer(TEXTS, 320)
+
+
+def test_equals_the_store_of_the_same_files(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "source": str(i % 3)}) + "\n" for i, text in enumerate(TEXTS)))
+    prepare([path], tmp_path / "store", tokenizer=TOKENIZER, seq_len=24, valid_share=0.0)
+    store = TokenStore.open(tmp_path / "store")
+    stream = PieceStream(Corpus([path]), TOKENIZER, 24, 64)
+    for got, expected in zip(stream, sequential_packs(store, 64), strict=True):
+        for name in ("input_ids", "lengths", "pieces", "visits"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+        for piece in got.pieces[got.pieces >= 0].tolist():
+            assert stream.source(piece) == store.source(piece)
+    assert stream.num_tokens == store.num_tokens and stream.num_bytes == store.manifest.splits["train"].bytes
+    torch.manual_seed(0)
+    model = Encoder(EncoderConfig(320, 32, 48, 2, 2, max_position_embeddings=64))
+    again = PieceStream(Corpus([path]), TOKENIZER, 24, 200)
+    one, other = (masked_loss(model, p, TOKENIZER.special) for p in (again, sequential_packs(store, 64)))
+    assert one.num_targets == other.num_targets and one.loss == pytest.approx(other.loss, abs=1e-5)
+
+
+def test_documents_of_ids():
+    stream = PieceStream([Document("", "cells", np.arange(5, 20))], TOKENIZER, 12, 24)
+    assert [len(pack.input_ids) for pack in stream] == [19] and stream.num_bytes is None
+    with pytest.raises(ValueError, match="a sequence of cells holds token id 9999, outside the vocabulary"):
+        list(PieceStream([Document("", "cells", np.array([9999]))], TOKENIZER, 12, 24))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="seq_len 2 leaves no room"):
+        PieceStream([], TOKENIZER, 2, 24)
