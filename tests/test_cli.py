@@ -374,3 +374,37 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_verify_names_the_file_that_changed(corpus, tmp_path):
+    mlm("prepare", corpus, "--out", tmp_path / "store", "--seq-len", "48", "--vocab-size", "384")
+    assert "store: as written (2 shards of" in mlm("prepare", "--verify", tmp_path / "store").stdout
+    assert json.loads(mlm("prepare", "--verify", tmp_path / "store", "--json").stdout)["documents"] == 400
+    shard = tmp_path / "store/train-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = mlm("prepare", "--verify", tmp_path / "store", code=2)
+    assert "train-00000.arrow does not have the checksum" in done.stderr and done.stderr.count("\n") == 1
+    assert "no place for the store is named" in mlm("prepare", corpus, code=2).stderr
+
+
+def test_mixtures_kinds_and_selections_from_the_command(corpus, tmp_path):
+    (tmp_path / "other.txt").write_text("\n".join(sentences(20)))
+    mix = ("--mix", f"{corpus}=0.75", "--mix", f"{tmp_path / 'other.txt'}=0.25")
+    options = ("--model", "tiny", "--seq-len", "48", "--pack-tokens", "512", "--budget", "2steps")
+    made = ("--tokenizer", "wordpiece", "--selection", "words")
+    done = mlm("train", *mix, "--out", tmp_path / "run", *options, *made)
+    assert "tokenizer: wordpiece" in done.stderr and "begun again: " in done.stderr
+    assert (tmp_path / "run/model/config.json").is_file()
+    cases = [
+        (("prepare", corpus, *mix), "are both given; name every part with --mix"),
+        (("prepare", "--mix", "a.txt"), "no part of a mixture"),
+        (("prepare", corpus, "--tokenizer", "syllables"), "tokenizer kind 'syllables' is unknown"),
+        (("prepare", corpus, "--long-documents", "windows", "--overlap", "600"), "overlap 600"),
+        (("prepare", *mix, "--drop-duplicates"), "a mixture repeats on purpose"),
+    ]
+    for arguments, expected in cases:
+        done = mlm(*arguments, "--out", tmp_path / "store", code=2)
+        assert expected in done.stderr and "Traceback" not in done.stderr, arguments
+        assert not (tmp_path / "store").exists()

@@ -24,7 +24,7 @@ def proteins(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("dna") / "reads.fasta"
-    path.write_text("".join((DATA / "metagenomics.fasta").open().readlines()[:600]))
+    path.write_text("\n".join((DATA / "metagenomics.fasta").read_text().splitlines()[:600]))
     return path
 
 

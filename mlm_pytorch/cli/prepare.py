@@ -11,7 +11,7 @@ from mlm_pytorch.data.mixture import Mixture, parse_mix
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, parse_kind, tokenizer_for_ids
-from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.metrics import Display, clock
 
 
 def prepare_command(config: PrepareConfig) -> None:
@@ -20,7 +20,12 @@ def prepare_command(config: PrepareConfig) -> None:
         from mlm_pytorch.data.verify import verify_store
 
         report = verify_store(config.verify)
-        print(json.dumps(asdict(report), default=str) if config.json else f"{config.verify}: {report}")
+        print(
+            json.dumps(asdict(report), default=str)
+            if config.json
+            else f"{config.verify}: as written ({report.shards:,} shards of {report.bytes / 1e6:,.1f} MB, "
+            f"{report.documents:,} documents, {report.pieces:,} pieces, {report.tokens:,} tokens)"
+        )
         return
     if config.out is None:
         raise ValueError("no place for the store is named; give a folder with --out")
@@ -123,14 +128,18 @@ def _largest_id(corpus: Corpus | Mixture) -> int:
 def show_preparing(display: Display) -> Callable[[PrepareProgress], None]:
     """A callback for `prepare` that moves the display's bar."""
 
+    doing = {"tokenizer": "reading for the tokenizer", "duplicates": "looking for duplicates", "store": "tokenizing"}
+
     def progress(state: PrepareProgress) -> None:
         share = state.bytes_done / state.bytes_total if state.bytes_total else 0.0
-        reading = {
-            "tokenizer": "reading for the tokenizer",
-            "duplicates": "looking for duplicates",
-            "store": "tokenizing",
-        }[state.stage]
-        display.show(reading, share, f"{state.documents:,} documents, {state.tokens:,} tokens")
+        status = f"{state.documents:,} documents"
+        if state.stage == "store":
+            status += f", {state.tokens:,} tokens"
+        if state.bytes_out_estimate is not None:
+            status += f", {state.bytes_out_estimate / 1e6:,.0f} MB in all"
+        if state.seconds_left_estimate is not None:
+            status += f", {clock(state.seconds_left_estimate)} left"
+        display.show(doing[state.stage], share, status)
 
     return progress
 

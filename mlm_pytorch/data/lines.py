@@ -32,7 +32,7 @@ COMPRESSION_MAGIC = {
 CHUNK_BYTES = 1 << 20
 COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousandfold with gzip
 # What one document may take: a file without line ends, or a quote that is never closed, must not take all memory.
-MAX_DOCUMENT_BYTES = 1 << 30
+MAX_DOCUMENT_BYTES = 1 << 28
 
 
 def open_input(path: Path | None, label: str) -> BinaryIO:
