@@ -45,16 +45,19 @@ class HoldOut:
 
     def add(self, batch: EncodedBatch) -> None:
         """Hold or write each document of the next batch."""
-        start = 0  # of the run of documents that goes to `train` as it is
+        start = 0  # of what is not yet written
+        stays = np.ones(len(batch), dtype=bool)  # in `train`
         # The limit only sinks, so all others go to `train`, which is nearly all.
         for index in np.flatnonzero(batch.hashes <= np.uint64(self.limit)).tolist():
             document = batch.slice(index, index + 1)
             if self._fits(document):
-                batch.slice(start, index).write(self.train)
-                start = index + 1
-                for released in self._hold(document):
-                    released.write(self.train)
-        batch.slice(start, len(batch)).write(self.train)
+                stays[index] = False
+                if released := self._hold(document):
+                    batch.slice(start, index).where(stays[start:index]).write(self.train)
+                    start = index + 1
+                    for one in released:
+                        one.write(self.train)
+        batch.slice(start, len(batch)).where(stays[start:]).write(self.train)
 
     def _hold(self, document: EncodedBatch) -> list[EncodedBatch]:
         """Hold one more, and return what that pushes out."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlm_pytorch.data.journal import JOURNAL
 from mlm_pytorch.training.config import TrainConfig
 
 CONFIG, LOCK, STORE = "config.yaml", ".lock", "store"
@@ -21,7 +22,8 @@ _BEFORE_BEGIN = (LOCK, STORE, f".{STORE}.partial", f".{STORE}.replaced", f".{CON
 def run_folder(config: TrainConfig) -> Iterator[Path]:
     """Open the folder of a run, new or to be continued, and hold it for this process alone.
 
-    A run begins with `begin`. If anything fails before, what was made for it is removed again.
+    A run begins with `begin`. If anything fails before, what was made for it is removed again, but for a preparation
+    that can be continued.
 
     Raises:
         ValueError: the folder holds something else, another run, or is in use.
@@ -66,6 +68,8 @@ def begin(folder: Path, config: TrainConfig) -> None:
 def _forget(folder: Path) -> None:
     for name in _BEFORE_BEGIN:
         path = folder / name
+        if (path / JOURNAL).is_file():
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mlm_pytorch.data.journal import JOURNAL
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.run import begin, run_folder
 
@@ -27,6 +28,21 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="a mistake"):
         fail_inside(config(out), ValueError("a mistake"), after_begin=False)
     assert not out.exists()
+
+
+def test_a_preparation_that_can_be_continued_stays(tmp_path):
+    """Ctrl-C in the middle of preparing must not cost the hours that were spent on it."""
+
+    def prepare_then(error):
+        with run_folder(config(tmp_path / "run")) as folder:
+            (folder / ".store.partial").mkdir(exist_ok=True)
+            (folder / ".store.partial" / JOURNAL).touch()
+            raise error
+
+    for error in (KeyboardInterrupt(), OSError("no space left")):
+        with pytest.raises(type(error)):
+            prepare_then(error)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".store.partial"]
 
 
 def test_a_run_that_began_stays_and_is_continued(tmp_path):

@@ -9,10 +9,13 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from json.scanner import make_scanner
+from typing import Any
 
 from mlm_pytorch.data.formats.record import IDS_COLUMN, Document, Reading, find_column, json_type, listed
 from mlm_pytorch.data.lines import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Lines, too_long
 
+SCAN: Any = make_scanner(json.JSONDecoder())  # pyright: ignore[reportArgumentType] - its stub is of another shape
 BLANKS = re.compile(rb"[ \t\r\n]*")
 STRUCTURE = re.compile(rb'["{}\[\]]')
 IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
@@ -62,6 +65,15 @@ def _opens_over_lines(head: bytes) -> bool:
     return False
 
 
+def _loads(line: str) -> Any:
+    """`json.loads`, without a search for blanks around the value where there are none: a third of its time."""
+    try:
+        value, end = SCAN(line, 0)
+    except (StopIteration, ValueError):
+        value, end = None, -1
+    return value if end == len(line) else json.loads(line)
+
+
 class _Records:
     """The text of JSON objects -> documents, all of the column that the first one settles."""
 
@@ -70,7 +82,7 @@ class _Records:
 
     def document(self, line: str, where: str) -> Document:
         try:
-            record = json.loads(line)
+            record = _loads(line)
         except RecursionError:
             raise ValueError(f"{where} is nested too deeply to be read; remove or simplify it") from None
         except ValueError as error:  # JSONDecodeError, and the limit on the digits of an integer
