@@ -113,7 +113,7 @@ def read_hub(name: str, reading: Reading) -> Iterator[Document]:
         from datasets.exceptions import DatasetsError
     except ImportError:
         raise ValueError(
-            f"{reading.label} needs the package datasets, which is not installed; pip install datasets"
+            f"{reading.label} needs the package datasets, which is not installed; pip install 'mlm-pytorch[hub]'"
         ) from None
     path, config, split, rest = [*name.split(":", 3), "", "", ""][:4]
     if not path or rest:
