@@ -2,7 +2,7 @@
 
     python benchmarks/masking.py                      # all of it; writes benchmarks/results/masking.json
     python benchmarks/masking.py words defects        # some of it
-    python benchmarks/masking.py speed --repeats 3 --json /tmp/speed.json
+    python benchmarks/masking.py speed --repeats 3 --json speed.json
 
 words:   whole-word boundaries from ids against the tokenizers' own `word_ids()`. Bar: 99.9% equal for each family.
 defects: what the seed's class and transformers' whole-word masking get wrong, shown on them, and what ours gives.
