@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +92,7 @@ class Tokenizer:
         """
         if all(len(text) <= LONG_TEXT_CHARACTERS for text in texts):
             return _flatten(self.encode_batch(texts))
-        encoded = [_flatten(list(self._encode_long(text))) for text in texts]
+        encoded = [_flatten(self._encode_long(text)) for text in texts]
         lengths = np.array([len(ids) for ids, _ in encoded], dtype=np.int64)
         return np.concatenate([ids for ids, _ in encoded]), lengths
 
@@ -198,12 +198,12 @@ def _hide_special_tokens(content: dict[str, Any]) -> None:
     content["post_processor"] = None  # it names them, and a corpus is encoded without
 
 
-def _flatten(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    ids = array("I")
-    for numbers in lists:
+def _flatten(lists: Iterable[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    ids, lengths = array("I"), array("q")
+    for numbers in lists:  # one at a time: a list takes nine times the memory of the array
         ids.fromlist(numbers)  # five times as fast as np.fromiter
-    return np.frombuffer(ids, dtype=np.uint32), lengths
+        lengths.append(len(numbers))
+    return np.frombuffer(ids, dtype=np.uint32), np.frombuffer(lengths, dtype=np.int64)
 
 
 def to_json(value: Any) -> bytes:
