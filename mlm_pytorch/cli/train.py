@@ -14,10 +14,12 @@ from mlm_pytorch.data.tokenizer import load_tokenizer
 from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
 from mlm_pytorch.evaluation import MaskedResult, masked_loss
 from mlm_pytorch.huggingface import check_export, export_encoder, load_encoder, model_folder
-from mlm_pytorch.masking import derive_words
-from mlm_pytorch.objective.packs import PackMasker
+from mlm_pytorch.masking import RateSchedule, derive_words
+from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.run import CONFIG, STORE, begin, run_folder
 from mlm_pytorch.training.trainer import Trainer
@@ -36,7 +38,7 @@ def train(config: TrainConfig) -> bool:
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
-        check_export(encoder, trainer.masker.special, folder / "model")
+        check_export(encoder, load_tokenizer(folder / "model").special, folder / "model")
         display.say(f'done: {folder / "model"} loads with transformers; next: mlm fill {folder} "… [MASK] …"')
         return True
 
@@ -51,27 +53,34 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
     store, valid = TokenStore.open(store_folder), held_out(store_folder)
     tokenizer, special = load_tokenizer(store.tokenizer_folder), store.special
     encoder = _encoder(config, store, checkpoint)
+    device = next(encoder.parameters()).device
 
     def evaluate(model: torch.nn.Module) -> MaskedResult:
         assert valid is not None
         packs = sequential_packs(valid, _pack_tokens(config), VALID_PIECES)
         return masked_loss(model, packs, special, autocast=trainer.autocast)
 
+    masker = PackMasker(
+        special,
+        config.seed,
+        config.replace_prob,
+        config.random_token_prob,
+        selection=config.selection,
+        words=derive_words(tokenizer.backend) if config.selection in ("words", "ngrams") else None,
+    )
+    head = find_head(encoder)
     trainer = Trainer(
         encoder,
-        Reader(store, _pack_tokens(config), seed=config.seed, longest=store.seq_len),
+        lambda model, pack: pack_loss(model, head, pack.to(device)),
+        Feed(
+            Reader(store, _pack_tokens(config), seed=config.seed, longest=store.seq_len),
+            masker,
+            rate=RateSchedule(config.mask_prob, config.mask_prob_end),
+            per_step=config.packs_per_step,
+        ),
         config,
         folder,
-        masker=PackMasker(
-            special,
-            config.seed,
-            config.replace_prob,
-            config.random_token_prob,
-            selection=config.selection,
-            words=derive_words(tokenizer.backend) if config.selection in ("words", "ngrams") else None,
-        ),
         lr=config.lr or LEARNING_RATES[config.optimizer],
-        packs_per_step=config.packs_per_step,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
         export=lambda path: export_encoder(

@@ -1,6 +1,5 @@
 """The training loop: packs in, steps out, nothing lost on the way."""
 
-import math
 import signal
 import time
 from collections import deque
@@ -14,24 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mlm_pytorch.data.batches import Chosen, Position, Reader
-from mlm_pytorch.data.packing import Pack
-from mlm_pytorch.data.prefetch import prefetch
-from mlm_pytorch.masking import RateSchedule
-from mlm_pytorch.objective.head import find_head
-from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
 from mlm_pytorch.training.checkpoint import load_checkpoint, save_checkpoint
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.metrics import Display, MetricsFile, clock
-from mlm_pytorch.training.optimizer import (
-    build_optimizers,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from mlm_pytorch.training.schedule import Budget, learning_rate_factor
+from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, native_precision
 
-PREFETCH = 2  # steps whose packs are made ahead
 LOG_SECONDS = 1.0  # at most so often is the console touched
 PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
 
@@ -72,35 +61,16 @@ class Progress:
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The packs of one step, and where the reader stood after them."""
-
-    packs: list[MaskedPack]
-    position: Position
-
-
-def native_precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively, None (float32) elsewhere."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return torch.bfloat16 if any(getattr(torch.cpu, name, lambda: False)() for name in checks) else None
-    return None
-
-
 class Trainer:
-    """Trains a model that takes flat packs, by steps of equal size, until the budget is spent.
+    """Trains a model by steps of equal size until the budget is spent.
 
     Args:
-        model: the encoder, on its device.
-        reader: packs in training order.
+        model: the model, on its device.
+        loss: summed loss and number of targets of what the feed's batches hold.
+        feed: batches in training order.
         config: the recipe.
         folder: the run's folder, for checkpoints and metrics.
-        masker: masks the packs.
         lr: peak learning rate.
-        packs_per_step: packs of one optimizer step.
         tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
         export: writes the model in Hugging Face format into a folder.
@@ -112,36 +82,33 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        reader: Reader[Pack],
+        loss: Loss,
+        feed: Feed,
         config: TrainConfig,
         folder: Path,
         *,
-        masker: PackMasker,
         lr: float,
-        packs_per_step: int,
         tokens_per_epoch: int,
         evaluate: Callable[[nn.Module], Score] | None,
         export: Callable[[Path], None],
         display: Display,
     ):
-        self.model, self.reader, self.config, self.folder = model, reader, config, folder
-        self.masker, self.evaluate, self.export, self.display = masker, evaluate, export, display
+        self.model, self.feed, self.config, self.folder = model, feed, config, folder
+        self.evaluate, self.export, self.display, self.lr = evaluate, export, display, lr
         self.device = next(model.parameters()).device
         self.autocast = native_precision(self.device) if config.precision == "auto" else None
         if config.precision == "bf16":
             self.autocast = torch.bfloat16
-        self.packs_per_step, self.lr = packs_per_step, lr
         self.optimizers = build_optimizers(model, config.optimizer, lr, config.weight_decay)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.rate = RateSchedule(config.mask_prob, config.mask_prob_end)
+        self.step = TrainingStep(model, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
         self.budget = Budget.parse(config.budget)
-        steps = self.budget.steps(reader.capacity * packs_per_step, tokens_per_epoch)
+        steps = self.budget.steps(feed.tokens_per_step, tokens_per_epoch)
         self.progress = Progress(total_steps=steps or 0)
         self.metrics: MetricsFile | None = None  # open while running
         self._metrics_bytes = 0
         self.stop_requested: str | None = None
-        self.head = find_head(model)
-        self._position = reader.position
+        self._unread: tuple[dict[str, Any], StepResult] | None = None  # a step whose line is not written yet
+        self._loss = float("nan")  # of the last step that was read
         self._recent: deque[float] = deque(maxlen=100)
         self._last_evaluated = -1
         self._evaluations = 0  # how many of the planned ones are behind us
@@ -157,8 +124,7 @@ class Trainer:
         """
         state, tensors = load_checkpoint(checkpoint)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
-        self.reader.restore(state["reader"])
-        self._position = self.reader.position
+        self.feed.restore(state["reader"])
         saved = Progress(**state["progress"])
         total_steps = self.progress.total_steps
         if self.budget.unit == "seconds":  # at the pace so far; the budget may be a longer one than before
@@ -172,10 +138,11 @@ class Trainer:
         """Save everything that the next sitting needs, unless this step is saved already."""
         if self._saved_step == self.progress.step:
             return
+        self._write_unread()
         assert self.metrics is not None
         state = {
             "progress": vars(self.progress),
-            "reader": self._position.to_json(),
+            "reader": self.feed.position.to_json(),
             "metrics_bytes": self.metrics.flush(),
             "last_evaluated": self._last_evaluated,
             "evaluations": self._evaluations,
@@ -190,57 +157,30 @@ class Trainer:
         )
         self._saved_step = self.progress.step
 
-    # -------------------------------------------------------------------------------------------------- data
-
-    def _plans(self, step: int) -> Iterator[tuple[int, list[Chosen], Position]]:
-        """Masking rate, packs and the reader's position after them, of the steps from `step` on."""
-        while True:
-            rate = self.rate(min(1.0, step / self.progress.total_steps) if self.progress.total_steps else 0.0)
-            yield rate, list(self.reader.choose(self.packs_per_step)), self.reader.position
-            step += 1
-
-    def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:
-        rate, chosen, position = plan
-        return Batch([self.masker(self.reader.build(pack), rate) for pack in chosen], position)
-
     # -------------------------------------------------------------------------------------------------- step
 
-    def _backward(self, packs: list[MaskedPack]) -> tuple[torch.Tensor, int]:
-        """Gradients of the mean loss over all targets of a step; returns the summed loss and the count."""
-        num_targets = sum(pack.num_targets for pack in packs)
-        loss_sum = torch.zeros((), device=self.device)
-        for pack in packs:
-            moved = pack.to(self.device)
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                pack_sum, _ = pack_loss(self.model, self.head, moved)
-            (pack_sum / max(1, num_targets)).backward()
-            loss_sum += pack_sum.detach()
-        return loss_sum, num_targets
+    def _share(self, step: int) -> float:
+        """Progress at a step, in [0, 1]; 0 while the number of steps is not known."""
+        return min(1.0, step / self.progress.total_steps) if self.progress.total_steps else 0.0
 
-    def step(self, batch: Batch) -> dict[str, Any]:
-        """One optimizer step; returns what is to be logged."""
-        share = self.progress.share
+    def take(self, batch: Batch) -> tuple[dict[str, Any], StepResult]:
+        """One optimizer step; returns what is known of it at once, and what the device is still computing."""
+        before = self.progress
         lr = self.lr * learning_rate_factor(
-            (self.progress.step + 1) / max(self.progress.total_steps, 1), self.config.warmup, self.config.decay
+            (before.step + 1) / max(before.total_steps, 1), self.config.warmup, self.config.decay
         )
-        set_learning_rate(self.optimizers, lr)
-        loss_sum, num_targets = self._backward(batch.packs)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        tokens = sum(pack.num_tokens for pack in batch.packs)
-        self._position = batch.position
-        self.progress = replace(self.progress, step=self.progress.step + 1, tokens=self.progress.tokens + tokens)
-        return {
+        result = self.step(batch.micro_batches, lr)
+        self.feed.position = batch.position
+        self.progress = replace(before, step=before.step + 1, tokens=before.tokens + result.num_tokens)
+        values = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
-            "loss": float(loss_sum) / max(1, num_targets),
+            "num_targets": result.num_targets,
             "lr": lr,
-            "mask_prob": self.rate(share) / 1e6,
-            "grad_norm": float(norm),
-            "fill": round(tokens / (self.reader.capacity * self.packs_per_step), 4),
+            "mask_prob": self.feed.rate(before.share) / 1e6,
+            "fill": round(result.num_tokens / self.feed.tokens_per_step, 4),
         }
+        return values, result
 
     # --------------------------------------------------------------------------------------------------- run
 
@@ -249,11 +189,10 @@ class Trainer:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            loss_sum, _ = self._backward(batch.packs)
+            loss_sum, _ = self.step.backward(batch.micro_batches)
             float(loss_sum)  # waits for the device
             times.append(time.perf_counter() - start)
-            for parameter in self.parameters:
-                parameter.grad = None
+            self.step.forget_gradients()
         planned = max(1, round(self.budget.amount / (1.05 * min(times))))
         self.progress = replace(self.progress, total_steps=planned)
 
@@ -283,7 +222,7 @@ class Trainer:
         handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             if not self._finished():
-                with closing(prefetch(self._plans(self.progress.step), self._make, ahead=PREFETCH)) as batches:
+                with closing(self.feed.batches(self.progress.step, self._share)) as batches:
                     self._loop(batches)
             self._evaluate()
             self.checkpoint()
@@ -303,16 +242,19 @@ class Trainer:
         if not self.progress.total_steps:
             self._plan(batch)
         while True:
-            values = self.step(batch)
+            values, result = self.take(batch)
+            self._write_unread()  # the step before: reading it now leaves the device busy with this one
             now = time.monotonic()
             self._recent.append(now - mark)
             self.progress = replace(self.progress, seconds=self.progress.seconds + now - mark)
+            values["tokens_per_second"] = round(result.num_tokens / (now - mark), 1)
+            values |= {"seconds": round(self.progress.seconds, 3), "total_steps": self.progress.total_steps}
             mark = now
-            self._write(values, self._recent[-1])
+            self._unread = values, result
             self._replan()
             if now - shown_at >= LOG_SECONDS:
                 shown_at = now
-                self._show(values["loss"])
+                self._show()
             if self._finished() or self.stop_requested:
                 break
             if self.evaluate is not None and self._evaluation_due():
@@ -322,7 +264,18 @@ class Trainer:
                 self.checkpoint()
                 saved_at, saved_step = time.monotonic(), self.progress.step
             batch = next(batches)
-        self._show(values["loss"], force=True)
+        self._write_unread()
+        self._show(force=True)
+
+    def _write_unread(self) -> None:
+        """Write the line of the step last taken, if it is not written yet; waits until the device has computed it."""
+        if self._unread is None:
+            return
+        values, result = self._unread
+        self._unread = None
+        self._loss = result.loss
+        assert self.metrics is not None
+        self.metrics.write(**values, loss=self._loss, grad_norm=float(result.grad_norm))
 
     def _evaluation_due(self) -> bool:
         return int(self.progress.share * self.config.evaluations) > self._evaluations
@@ -330,6 +283,7 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.evaluate is None or self._last_evaluated == self.progress.step:
             return
+        self._write_unread()
         score = self.evaluate(self.model)
         self._last_evaluated = self.progress.step
         self._evaluations = int(self.progress.share * self.config.evaluations)
@@ -339,21 +293,11 @@ class Trainer:
             f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
         )
 
-    def _write(self, values: dict[str, Any], seconds: float) -> None:
-        assert self.metrics is not None
-        tokens = self.packs_per_step * self.reader.capacity * values["fill"]
-        self.metrics.write(
-            **values,
-            tokens_per_second=round(tokens / seconds, 1),
-            seconds=round(self.progress.seconds, 3),
-            total_steps=self.progress.total_steps,
-        )
-
-    def _show(self, loss: float, *, force: bool = False) -> None:
+    def _show(self, *, force: bool = False) -> None:
         per_step = sum(self._recent) / len(self._recent)
-        rate = self.packs_per_step * self.reader.capacity / per_step
+        rate = self.feed.tokens_per_step / per_step
         left = (self.progress.total_steps - self.progress.step) * per_step
         if self.budget.unit == "seconds":
             left = min(left, self.budget.amount - self.progress.seconds)
-        status = f"loss {loss:.3f}  {rate:,.0f} tokens/s  step {self.progress.step:,}  {clock(left)} left"
+        status = f"loss {self._loss:.3f}  {rate:,.0f} tokens/s  step {self.progress.step:,}  {clock(left)} left"
         self.display.show("training", self.progress.share, status, force=force)

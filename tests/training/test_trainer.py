@@ -11,9 +11,12 @@ from list_store import SPECIAL, ListStore
 
 from mlm_pytorch.data.batches import Reader
 from mlm_pytorch.encoder import Encoder, EncoderConfig
-from mlm_pytorch.objective.packs import PackMasker, pack_logits
+from mlm_pytorch.masking import RateSchedule
+from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.packs import PackMasker, pack_logits, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display, read_metrics
 from mlm_pytorch.training.trainer import Trainer
 
@@ -49,14 +52,15 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
         path.mkdir()
         torch.save(model.state_dict(), path / "weights.pt")
 
+    head = find_head(model)
+    reader = Reader(CountingStore(), config.pack_tokens, seed=config.seed, longest=22, num_streams=4)
     built = Trainer(
         model,
-        Reader(CountingStore(), config.pack_tokens, seed=config.seed, longest=22, num_streams=4),
+        lambda model, pack: pack_loss(model, head, pack),
+        Feed(reader, PackMasker(SPECIAL, config.seed), rate=RateSchedule(0.30, 0.15), per_step=config.packs_per_step),
         config,
         folder,
-        masker=PackMasker(SPECIAL, config.seed),
         lr=1e-2,
-        packs_per_step=config.packs_per_step,
         tokens_per_epoch=2000,
         evaluate=evaluate,
         export=export or save,
@@ -87,7 +91,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, packs, monkeyp
     whole = trainer(tmp_path / "whole", packs_per_step=packs)
     assert whole.run()
     first = trainer(tmp_path / "parts", packs_per_step=packs)
-    step = Trainer.step
+    step = Trainer.take
 
     def step_then_signal(self, batch):
         values = step(self, batch)
@@ -95,7 +99,7 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, packs, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
         return values
 
-    monkeypatch.setattr(Trainer, "step", step_then_signal)
+    monkeypatch.setattr(Trainer, "take", step_then_signal)
     assert not first.run() and first.stop_requested == "SIGTERM"
     monkeypatch.undo()
     second = trainer(tmp_path / "parts", packs_per_step=packs, resume=True)
@@ -110,14 +114,14 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, packs, monkeyp
 def test_a_crash_loses_only_what_was_after_the_checkpoint(tmp_path, monkeypatch):
     whole = trainer(tmp_path / "whole")
     whole.run()
-    step = Trainer.step
+    step = Trainer.take
 
     def step_then_crash(self, batch):
         if self.progress.step == 8:
             raise RuntimeError("power cut")
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "step", step_then_crash)
+    monkeypatch.setattr(Trainer, "take", step_then_crash)
     with pytest.raises(RuntimeError, match="power cut"):
         trainer(tmp_path / "parts").run()
     monkeypatch.undo()
@@ -136,7 +140,7 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(Trainer, "step", twice)
+    monkeypatch.setattr(Trainer, "take", twice)
     with pytest.raises(SystemExit) as stop:
         built.run()
     assert stop.value.code == 128 + signal.SIGINT
@@ -145,13 +149,13 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
 def test_micro_batches_do_not_change_the_gradient(tmp_path):
     """The loss of a step is the mean over all its targets, however they are dealt to packs."""
     built = trainer(tmp_path, packs_per_step=4)
-    packs = [built.masker(pack, 300_000) for pack in built.reader.take(4)]
-    built._backward(packs)
+    packs = [built.feed.mask(pack, 300_000) for pack in built.feed.reader.take(4)]
+    built.step.backward(packs)
     logits = torch.cat([pack_logits(built.model, None, pack) for pack in packs])
     labels = torch.cat([pack.labels for pack in packs])
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    expected = torch.autograd.grad(loss, built.parameters)
-    for parameter, gradient in zip(built.parameters, expected, strict=True):
+    expected = torch.autograd.grad(loss, built.step.parameters)
+    for parameter, gradient in zip(built.step.parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
 
 
@@ -215,6 +219,6 @@ def test_an_error_in_the_data_thread_reaches_the_caller(tmp_path, monkeypatch):
     def broken(num_packs):
         raise ValueError("the store is damaged")
 
-    monkeypatch.setattr(built.reader, "choose", broken)
+    monkeypatch.setattr(built.feed.reader, "choose", broken)
     with pytest.raises(ValueError, match="the store is damaged"):
         built.run()

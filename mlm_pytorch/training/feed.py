@@ -1,0 +1,72 @@
+"""What the steps are fed: masked micro-batches, made ahead of the step that takes them."""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mlm_pytorch.data.batches import Chosen, Position, Reader
+from mlm_pytorch.data.prefetch import prefetch
+from mlm_pytorch.training.step import MicroBatch
+
+PREFETCH = 2  # steps whose batches are made ahead
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step takes, and where the reader stood after it."""
+
+    micro_batches: list[MicroBatch]
+    position: Position
+
+
+class Feed(Generic[B]):
+    """Batches in training order, masked at the rate of their step.
+
+    Args:
+        reader: what is read, in which order.
+        mask: masks what the reader builds, at a rate in millionths.
+        rate: the masking rate in millionths as a function of progress in [0, 1].
+        per_step: micro-batches of one step.
+    """
+
+    def __init__(
+        self,
+        reader: Reader[B],
+        mask: Callable[[B, int], MicroBatch],
+        *,
+        rate: Callable[[float], int],
+        per_step: int,
+    ):
+        self.reader, self.mask, self.rate, self.per_step = reader, mask, rate, per_step
+        self.position = reader.position  # after the last batch that a step has taken
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Room for tokens in the batch of one step."""
+        return self.reader.capacity * self.per_step
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue where `Position.to_json` was taken.
+
+        Raises:
+            ValueError: a position in another store, or of another number of streams.
+        """
+        self.reader.restore(saved)
+        self.position = self.reader.position
+
+    def batches(self, step: int, share: Callable[[int], float]) -> Generator[Batch, None, None]:
+        """The batches of the steps from `step` on; `share` is a step's progress in [0, 1]."""
+        return prefetch(self._plans(step, share), self._make, ahead=PREFETCH)
+
+    def _plans(self, step: int, share: Callable[[int], float]) -> Iterator[tuple[int, list[Chosen], Position]]:
+        """Masking rate, choice and the reader's position after it, of the steps from `step` on."""
+        while True:
+            rate = self.rate(share(step))
+            yield rate, list(self.reader.choose(self.per_step)), self.reader.position
+            step += 1
+
+    def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:
+        rate, chosen, position = plan
+        return Batch([self.mask(self.reader.build(one), rate) for one in chosen], position)
