@@ -1,13 +1,14 @@
 """Attention that never crosses a piece's border, one small function per way of computing it.
 
-Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, H heads, E width of a head, P pieces of one bucket.
+Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, H heads, E width of a head, P pieces of
+one bucket, R rows of the blocks.
 
 Three ways, one result:
 
 - `attend_varlen`: a flat pack on CUDA in half precision, by torch's own variable-length kernel.
-- `attend_buckets`: a flat pack anywhere else. Pieces of like length are gathered into one dense block each, so that a
-  pack costs a few large matrix products instead of many small ones. On CPUs with bfloat16 units this runs at about
-  twice the speed of `scaled_dot_product_attention`, whose CPU kernel gains nothing from bfloat16.
+- `attend_blocks`: a flat pack anywhere else. Pieces of like length become one dense block each, so that a pack costs a
+  few large matrix products instead of many small ones. On CPUs with bfloat16 units this runs at about twice the speed
+  of `scaled_dot_product_attention`, whose CPU kernel gains nothing from bfloat16.
 - `attend_padded`: rows of a padded batch, by `scaled_dot_product_attention` with a mask.
 
 `window` is the number of positions seen on each side, the token itself not counted (ModernBERT's
@@ -17,6 +18,7 @@ Three ways, one result:
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,55 +67,95 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pieces of one pack whose lengths round up to the same `length`."""
+    """Pieces of one pack whose lengths round up to the same `length`: rows `start` to `end` of the blocks."""
 
     num_pieces: int  # P
     length: int
-    start: int | None  # first token where the pieces lie in one stretch and all have `length`: then no gather is needed
-    index: (
-        Tensor | None
-    )  # (P * length,) token of each slot, 0 at the slots past a piece's end; None where `start` is set
-    valid: Tensor | None  # (P, length) bool, False past a piece's end; None where `start` is set
+    start: int
+    end: int
+    past_end: Tensor | None  # (P, length) bool, True past a piece's end; None where there is no such slot
 
 
 @dataclass(frozen=True)
-class Buckets:
-    """How one pack is gathered into dense blocks and put back; made once per pack and shared by all layers."""
+class Blocks:
+    """How the heads of one pack are laid out as dense blocks, and back; made once per pack and shared by all layers.
+
+    A row is what one head holds of one token, E numbers. Blocks are R rows, bucket by bucket, each (P, H, length): what
+    a batched matrix product takes. One gather of rows goes there, one comes back; nothing is transposed.
+    """
 
     buckets: tuple[Bucket, ...]
-    inverse: Tensor  # (T,) slot of each token among the blocks laid end to end
+    positions: Tensor  # (R,) position within its piece of each row
+    qkv_rows: Tensor  # (3 R,) rows of (T, 3, H) in the order of the blocks
+    out_rows: Tensor  # (T H,) rows of the blocks in the order of (T, H)
+    qkv_back: Tensor  # (T 3 H,) rows of (3, R) in the order of (T, 3, H)
+    grad_rows: Tensor  # (R,) rows of (T, H) in the order of the blocks
+    empty_rows: Tensor | None  # rows past a piece's end, which repeat its last token; None where there are none
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor) -> "Buckets":
+    def of(cls, cu_seqlens: Tensor, num_heads: int) -> "Blocks":
         """Plan a pack whose pieces are bounded by `cu_seqlens` (D + 1,), read on the host.
 
         Example:
-            >>> [(b.num_pieces, b.length, b.start) for b in Buckets.of(torch.tensor([0, 32, 64, 69])).buckets]
-            [(2, 32, 0), (1, 16, None)]
+            >>> blocks = Blocks.of(torch.tensor([0, 32, 64, 69]), num_heads=2)
+            >>> [(b.num_pieces, b.length, b.start, b.end) for b in blocks.buckets]
+            [(2, 32, 0, 128), (1, 16, 128, 160)]
         """
         device = cu_seqlens.device
-        cu = cu_seqlens.to("cpu", torch.int64)
-        starts, lengths = cu[:-1], cu.diff()
-        rounded = (lengths + BUCKET_STEP - 1) // BUCKET_STEP * BUCKET_STEP
-        inverse = torch.empty(int(cu[-1]), dtype=torch.int64)
-        buckets, offset = [], 0
-        for length in rounded.unique().flip(0).tolist():
-            if length == 0:
-                continue
-            where = (rounded == length).nonzero().squeeze(1)
-            start_P, length_P = starts[where], lengths[where]
-            slots = torch.arange(length)
-            valid = slots < length_P[:, None]
-            tokens = start_P[:, None] + slots
-            inverse[tokens[valid]] = offset + torch.arange(len(where) * length).view_as(valid)[valid]
-            offset += len(where) * length
-            whole = bool(valid.all()) and bool((start_P == start_P[0] + length * torch.arange(len(where))).all())
-            if whole:
-                buckets.append(Bucket(len(where), length, int(start_P[0]), None, None))
-            else:
-                index = tokens.masked_fill(~valid, 0).view(-1).to(device)
-                buckets.append(Bucket(len(where), length, None, index, valid.to(device)))
-        return cls(tuple(buckets), inverse.to(device))
+        cu = cu_seqlens.cpu().numpy().astype(np.int64)
+        starts, lengths = cu[:-1], np.diff(cu)
+        rounded = -(-lengths // BUCKET_STEP) * BUCKET_STEP
+        buckets, heads, parts = [], np.arange(num_heads)[None, :, None], []
+        start = 0
+        for length in np.unique(rounded[rounded > 0])[::-1].tolist():
+            (where,) = np.nonzero(rounded == length)
+            shape = (len(where), num_heads, length)
+            slots = np.arange(length)
+            past_end = slots >= lengths[where, None]
+            tokens = starts[where, None] + np.minimum(slots, lengths[where, None] - 1)
+            rows = tokens[:, None] * num_heads + heads  # of (T, H)
+            parts.append([np.broadcast_to(x, shape).ravel() for x in (rows, slots, past_end[:, None])])
+            end = start + rows.size
+            mask = torch.from_numpy(past_end).to(device) if past_end.any() else None
+            buckets.append(Bucket(len(where), length, start, end, mask))
+            start = end
+        rows, positions, past_end = (np.concatenate(same) for same in zip(*parts, strict=True))
+        tokens, head = np.divmod(rows, num_heads)
+        # parts q, k and v of a token lie num_heads rows apart
+        qkv_rows = (tokens * 3 * num_heads + head) + np.arange(3)[:, None] * num_heads
+        out_rows = np.empty(int(cu[-1]) * num_heads, dtype=np.int64)
+        out_rows[rows[~past_end]] = np.nonzero(~past_end)[0]
+        qkv_back = out_rows.reshape(-1, 1, num_heads) + np.arange(3)[:, None] * start
+        (empty,) = np.nonzero(past_end)
+        made = [torch.from_numpy(x.ravel()).to(device) for x in (positions, qkv_rows, out_rows, qkv_back, rows, empty)]
+        where, qkv, out, back, grad, none = made
+        return cls(tuple(buckets), where, qkv, out, back, grad, none if len(empty) else None)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What layers of one kind share for one pack: its blocks, the angles there, and who must not see whom.
+
+    `cos` and `sin` (2, R, E / 2) turn queries and keys; those of the queries hold the softmax's scale, which saves a
+    pass over the scores. `biases` holds, per bucket, what is added to them, or None where every slot sees all.
+    """
+
+    blocks: Blocks
+    cos: Tensor
+    sin: Tensor
+    biases: tuple[Tensor | None, ...]
+    window: int | None
+
+    @classmethod
+    def of(cls, blocks: Blocks, theta: float, head_dim: int, dtype: torch.dtype, window: int | None) -> "BlockPlan":
+        """Plan attention over `blocks` in `dtype`, with rotary base `theta` and `window` positions on each side."""
+        longest = max(bucket.length for bucket in blocks.buckets)
+        cos, sin = rotary_tables(torch.arange(longest, device=blocks.positions.device), theta, head_dim)
+        scale = torch.tensor([head_dim**-0.5, 1.0], device=cos.device)[:, None, None]
+        cos, sin = cos[blocks.positions] * scale, sin[blocks.positions] * scale
+        return cls(
+            blocks, cos, sin, tuple(_bias(bucket, window, dtype, cos.device) for bucket in blocks.buckets), window
+        )
 
 
 @lru_cache(maxsize=64)
@@ -123,125 +165,118 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """What is added to the scores (H, P, length, length): -inf where a query must not look. None where all is seen."""
+    """What is added to scores (P, H, length, length): -inf where a query must not look. None where all is seen."""
     allowed = None
+    if bucket.past_end is not None:
+        allowed = ~bucket.past_end[:, None, :]
     if window is not None and window < bucket.length - 1:
-        allowed = _band(bucket.length, window, device)
-    if bucket.valid is not None:
-        keys = bucket.valid[:, None, :]
-        # A slot past the end sees itself, so that its row stays finite; nothing reads that row.
-        keys = keys | torch.eye(bucket.length, dtype=torch.bool, device=device)
-        allowed = keys if allowed is None else keys & allowed
+        band = _band(bucket.length, window, device)[None]
+        # A slot past the end sees the whole piece, so that its row stays finite; nothing reads that row.
+        allowed = band if allowed is None or bucket.past_end is None else allowed & (band | bucket.past_end[..., None])
     if allowed is None:
         return None
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]
 
 
-def _gather(x_HTE: Tensor, bucket: Bucket) -> Tensor:
-    num_heads, _, width = x_HTE.shape
-    if bucket.start is not None:
-        block = x_HTE[:, bucket.start : bucket.start + bucket.num_pieces * bucket.length]
-    else:
-        assert bucket.index is not None
-        block = x_HTE.index_select(1, bucket.index)
-    return block.reshape(num_heads * bucket.num_pieces, bucket.length, width)
+def _turn(x_2RE: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """`rotate` in place, in float32: half the passes over memory of the plain form."""
+    half = cos.shape[-1]
+    first, second = x_2RE[..., :half], x_2RE[..., half:]
+    a, b = (part.to(torch.float32, copy=True) for part in (first, second))
+    turned = (a * cos).addcmul_(b, sin, value=-1)
+    first.copy_(turned)
+    second.copy_(torch.mul(a, sin, out=turned).addcmul_(b, cos))
 
 
-class _BucketAttention(torch.autograd.Function):
-    """Rotary positions and attention over the buckets of a pack, from `qkv` to the heads' outputs.
+class _BlockAttention(torch.autograd.Function):
+    """Rotary positions and attention over the blocks of a pack, from `qkv` to the heads' outputs.
 
     One function instead of a chain of views: autograd would write a zero-filled tensor of the pack's size for every
     slice of it, once per bucket and input.
     """
 
     @staticmethod
-    def forward(ctx, qkv_T3HE, cos_TE, sin_TE, buckets: Buckets, window: int | None):
+    def forward(ctx, qkv_T3HE, plan: BlockPlan):
         num_tokens, _, num_heads, head_dim = qkv_T3HE.shape
-        scale = head_dim**-0.5
+        blocks = plan.blocks
         with torch.autocast(qkv_T3HE.device.type, enabled=False):
-            q, k, v = qkv_T3HE.permute(1, 2, 0, 3).contiguous()  # each (H, T, E)
-            q, k = rotate(q, cos_TE, sin_TE), rotate(k, cos_TE, sin_TE)
-            blocks, saved = [], []
-            for bucket in buckets.buckets:
-                q_, k_, v_ = _gather(q, bucket), _gather(k, bucket), _gather(v, bucket)
-                scores = torch.bmm(q_, k_.transpose(1, 2)).mul_(scale)
-                bias = _bias(bucket, window, scores.dtype, scores.device)
+            x = qkv_T3HE.reshape(-1, head_dim).index_select(0, blocks.qkv_rows).view(3, -1, head_dim)
+            _turn(x[:2], plan.cos, plan.sin)
+            out = torch.empty_like(x[2])
+            saved = []
+            for bucket, bias in zip(blocks.buckets, plan.biases, strict=True):
+                q, k, v, out_ = (
+                    part[bucket.start : bucket.end].view(-1, bucket.length, head_dim) for part in (*x, out)
+                )
+                scores = torch.bmm(q, k.mT)
                 if bias is not None:
-                    scores.view(num_heads, bucket.num_pieces, bucket.length, bucket.length).add_(bias)
-                weights = torch.softmax(scores, dim=-1)
-                blocks.append(torch.bmm(weights, v_).view(num_heads, -1, head_dim))
-                saved += [q_, k_, v_, weights]
-            out = torch.cat(blocks, dim=1).transpose(0, 1)[buckets.inverse]
-        ctx.save_for_backward(cos_TE, sin_TE, *saved)
-        ctx.buckets, ctx.scale = buckets, scale
-        return out.reshape(num_tokens, num_heads * head_dim)
+                    scores.view(bucket.num_pieces, num_heads, bucket.length, bucket.length).add_(bias)
+                saved.append(torch.softmax(scores, dim=-1))
+                torch.bmm(saved[-1], v, out=out_)
+            rows = out.index_select(0, blocks.out_rows)
+        ctx.save_for_backward(x, *saved)
+        ctx.plan = plan
+        return rows.view(num_tokens, num_heads * head_dim)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        cos_TE, sin_TE, *saved = ctx.saved_tensors
-        (grad_out,) = grads
-        num_tokens = len(grad_out)
-        num_heads = grad_out.shape[1] // (cos_TE.shape[-1] * 2)
+        x, *saved = ctx.saved_tensors
+        plan, head_dim, (grad_out,) = ctx.plan, x.shape[-1], grads
+        blocks = plan.blocks
         with torch.autocast(grad_out.device.type, enabled=False):
-            grad_HTE = grad_out.view(num_tokens, num_heads, -1).transpose(0, 1).contiguous()
-            grad_q, grad_k, grad_v = [], [], []
-            for i, bucket in enumerate(ctx.buckets.buckets):
-                q_, k_, v_, weights = saved[4 * i : 4 * i + 4]
-                grad_ = _gather(grad_HTE, bucket)
-                if bucket.valid is not None:  # slots past the end gathered token 0's gradient
-                    grad_.view(num_heads, bucket.num_pieces, bucket.length, -1).mul_(bucket.valid[..., None])
-                grad_v.append(torch.bmm(weights.transpose(1, 2), grad_).view(num_heads, -1, grad_.shape[-1]))
-                grad_weights = torch.bmm(grad_, v_.transpose(1, 2))
-                grad_scores = _softmax_backward(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-                grad_q.append(torch.bmm(grad_scores, k_).view(num_heads, -1, grad_.shape[-1]))
-                grad_k.append(torch.bmm(grad_scores.transpose(1, 2), q_).view(num_heads, -1, grad_.shape[-1]))
-            grad_qkv = grad_out.new_empty(num_tokens, 3, num_heads, grad_HTE.shape[-1])
-            for part, blocks in enumerate((grad_q, grad_k, grad_v)):
-                grad_THE = torch.cat(blocks, dim=1).transpose(0, 1)[ctx.buckets.inverse]
-                grad_qkv[:, part] = rotate(grad_THE, cos_TE[:, None], -sin_TE[:, None]) if part < 2 else grad_THE
-        return grad_qkv, None, None, None, None
+            grad_rows = grad_out.reshape(-1, head_dim).index_select(0, blocks.grad_rows)
+            if blocks.empty_rows is not None:
+                grad_rows.index_fill_(0, blocks.empty_rows, 0)
+            grad_x = torch.empty_like(x)
+            for bucket, weights in zip(blocks.buckets, saved, strict=True):
+                parts = (*x, *grad_x, grad_rows)
+                q, k, v, grad_q, grad_k, grad_v, grad_ = (
+                    part[bucket.start : bucket.end].view(-1, bucket.length, head_dim) for part in parts
+                )
+                torch.bmm(weights.mT, grad_, out=grad_v)
+                grad_scores = _softmax_backward(torch.bmm(grad_, v.mT), weights, -1, weights.dtype)
+                torch.bmm(grad_scores, k, out=grad_q)
+                torch.bmm(grad_scores.mT, q, out=grad_k)
+            _turn(grad_x[:2], plan.cos, -plan.sin)
+            grad_qkv = grad_x.view(-1, head_dim).index_select(0, blocks.qkv_back)
+        return grad_qkv.view(len(grad_out), 3, -1, head_dim), None
 
 
-def attend_buckets(
-    qkv_T3HE: Tensor, cos_TE: Tensor, sin_TE: Tensor, buckets: Buckets, window: int | None = None
-) -> Tensor:
+def attend_blocks(qkv_T3HE: Tensor, plan: BlockPlan) -> Tensor:
     """Attention within the pieces of a flat pack, on any device and in any floating dtype.
 
     Args:
         qkv_T3HE: queries, keys and values before rotation (T, 3, H, E).
-        cos_TE: cosines of the positions (T, E / 2), from `rotary_tables`.
-        sin_TE: sines of the positions, likewise.
-        buckets: the pack's plan, from `Buckets.of(cu_seqlens)`.
-        window: positions seen on each side, or None for the whole piece.
+        plan: of the pack, from `BlockPlan.of(Blocks.of(cu_seqlens, H), …)`.
 
     Returns:
         (T, H * E), in qkv's dtype.
     """
-    if all(bucket.length <= LONGEST_DENSE for bucket in buckets.buckets):
-        out = _BucketAttention.apply(qkv_T3HE, cos_TE, sin_TE, buckets, window)
+    blocks, head_dim = plan.blocks, qkv_T3HE.shape[-1]
+    if all(bucket.length <= LONGEST_DENSE for bucket in blocks.buckets):
+        out = _BlockAttention.apply(qkv_T3HE, plan)
         assert isinstance(out, Tensor)
         return out
-    q, k, v = qkv_T3HE.permute(1, 2, 0, 3)
-    q, k = rotate(q, cos_TE, sin_TE), rotate(k, cos_TE, sin_TE)
-    blocks = []
-    for bucket in buckets.buckets:
-        shape = (q.shape[0], bucket.num_pieces, bucket.length, q.shape[-1])
-        q_, k_, v_ = (_gather(x, bucket).view(shape).transpose(0, 1) for x in (q, k, v))
-        if window is not None and bucket.length > 4 * window:
-            out = _attend_band(q_, k_, v_, bucket.valid, window)
+    x = qkv_T3HE.reshape(-1, head_dim).index_select(0, blocks.qkv_rows).view(3, -1, head_dim)
+    q, k = rotate(x[:2], plan.cos, plan.sin)
+    outs = []
+    for bucket, bias in zip(blocks.buckets, plan.biases, strict=True):
+        shape = (bucket.num_pieces, -1, bucket.length, head_dim)
+        q_, k_, v_ = (part[bucket.start : bucket.end].view(shape) for part in (q, k, x[2]))
+        if plan.window is not None and bucket.length > 4 * plan.window:
+            valid = None if bucket.past_end is None else ~bucket.past_end
+            out = _attend_band(q_, k_, v_, valid, plan.window)
         else:
-            bias = _bias(bucket, window, q.dtype, q.device)
-            if bias is not None:
-                bias = bias.view(-1, 1, bucket.length, bucket.length)
-            out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=bias)
-        blocks.append(out.transpose(0, 1).reshape(q.shape[0], -1, q.shape[-1]))
-    return torch.cat(blocks, dim=1).transpose(0, 1)[buckets.inverse].flatten(1)
+            out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=bias, scale=1.0)
+        outs.append(out.reshape(-1, head_dim))
+    return torch.cat(outs).index_select(0, blocks.out_rows).view(len(qkv_T3HE), -1)
 
 
 def _attend_band(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: int) -> Tensor:
     """Sliding-window attention in time and memory linear in the length, for (P, H, length, E) blocks.
 
-    Queries are cut into chunks of `window`; each chunk meets the keys of its own span and of one window to each side.
+    Queries, scaled already, are cut into chunks of `window`; each meets the keys of its own span and of one window to
+    each side.
     """
     num_pieces, num_heads, length, head_dim = q.shape
     chunks = -(-length // window)
@@ -254,7 +289,7 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: 
     keys = torch.ones(1, length, dtype=torch.bool, device=q.device) if valid is None else valid
     keys = F.pad(keys, (window, window + tail)).unfold(1, 3 * window, window)  # (P, chunks, 3 window)
     mask = band & keys[:, None, :, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
     return out.reshape(num_pieces, num_heads, chunks * window, head_dim)[:, :, :length]
 
 
@@ -274,7 +309,7 @@ def attend_varlen(
     max_seqlen: int,
     window: int | None = None,
 ) -> Tensor:
-    """Attention within the pieces of a flat pack by torch's variable-length kernel; arguments as `attend_buckets`.
+    """Attention within the pieces of a flat pack by torch's variable-length kernel; rotary tables (T, E / 2).
 
     `cu_seqlens` (D + 1,) is int32 on the same device, `max_seqlen` the longest piece or any bound above it.
     """

@@ -2,7 +2,7 @@
 
 `Encoder(config).state_dict()` has the keys, shapes and meaning of `transformers.ModernBertForMaskedLM`, so weights go
 both ways by copying. What differs is how they are computed: a pack of whole pieces goes through without padding, and
-the head runs at the selected positions alone (`mlm_pytorch.objective.logits_at` with `Encoder.output_head`).
+the head, and the last layer after its attention, run at the selected positions alone.
 
 Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H heads, E width of a head, V vocabulary.
 """
@@ -10,15 +10,18 @@ Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H he
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mlm_pytorch.encoder.attention import (
-    Buckets,
-    attend_buckets,
+    BlockPlan,
+    Blocks,
+    attend_blocks,
     attend_padded,
     attend_varlen,
     rotary_tables,
@@ -180,7 +183,7 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """(..., W) from (..., W); `attend` maps (..., 3, H, E) to (..., W)."""
+        """(K, W) or (..., W) from (..., W); `attend` maps (..., 3, H, E) to the tokens that are gone on with."""
         qkv = self.Wqkv(x)
         return self.Wo(attend(qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)))
 
@@ -214,10 +217,21 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """(..., W) from (..., W); `attend` as in `Attention`."""
-        x = x + self.attn(self.attn_norm(x), attend)
+    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
+        """(..., W) from (..., W); `attend` as in `Attention`. Given `positions` (K,), all tokens are looked at, but the
+        layer goes on with those only: (K, W).
+        """
+        if positions is None:
+            x = x + self.attn(self.attn_norm(x), attend)
+        else:
+            attended = self.attn(self.attn_norm(x), lambda qkv: _at(attend(qkv), positions))
+            x = _at(x, positions) + attended
         return x + self.mlp(self.mlp_norm(x))
+
+
+def _at(x: Tensor, positions: Tensor) -> Tensor:
+    """(K, W): some tokens of (..., W), counted through the leading dimensions. The gradient is one index_add."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, positions)
 
 
 class Trunk(nn.Module):
@@ -229,13 +243,24 @@ class Trunk(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        self.recompute = False  # layers' activations in backward instead of keeping them: long contexts in less memory
 
-    def forward(self, input_ids: Tensor, attend: dict[str, Callable[[Tensor], Tensor]]) -> Tensor:
-        """Hidden states (..., W) from ids (...,); `attend` has one entry per kind of layer."""
+    def forward(
+        self, input_ids: Tensor, attend: dict[str, Callable[[Tensor], Tensor]], positions: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (..., W) from ids (...,), or (K, W) at `positions`; `attend` has one entry per kind of layer.
+
+        What the last layer computes after attention at other positions, nobody reads: it is left out.
+        """
         x = self.embeddings(input_ids)
-        for layer in self.layers:
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            x = layer(x, attend[layer.kind])
+            arguments = (x, attend[layer.kind], positions if index == last else None)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
         return self.final_norm(x)
 
 
@@ -278,9 +303,11 @@ class Encoder(nn.Module):
         if config.tie_word_embeddings:
             self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
+    takes_positions = True  # `mlm_pytorch.objective.logits_at` passes the selected positions on
+
     @property
     def output_head(self) -> nn.Module:
-        """Where the head begins: `mlm_pytorch.objective` gathers the selected positions in front of it."""
+        """Where the head begins, for whoever gathers positions in front of it."""
         return self.head
 
     @torch.no_grad()
@@ -319,14 +346,17 @@ class Encoder(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states before the head: (B, L, W) for a padded batch, (T, W) for a flat pack.
+        """Hidden states before the head: (B, L, W) for a padded batch, (T, W) for a flat pack, (K, W) at `positions`.
 
         Args:
             input_ids: (B, L), or (T,) with `cu_seqlens`.
             attention_mask: (B, L), 0 or False at padding; for padded batches only.
             cu_seqlens: (D + 1,) borders of the pieces of a flat pack, from 0 to T; a piece may be empty.
             max_seqlen: the longest piece. Given, a CUDA pack runs without waiting for the device.
+            positions: (K,) where hidden states are wanted, counted through the rows; by default everywhere. The rest of
+                the last layer is then not computed.
 
         Raises:
             ValueError: a flat pack without borders, or a piece longer than `max_position_embeddings`.
@@ -336,37 +366,45 @@ class Encoder(nn.Module):
         windows = {"full_attention": None, "sliding_attention": config.local_attention // 2}
         thetas = {"full_attention": config.global_rope_theta, "sliding_attention": config.local_rope_theta}
         assert config.layer_types is not None
-        kinds = set(config.layer_types)
         if cu_seqlens is None:
             if input_ids.ndim != 2:
                 raise ValueError(
                     f"input_ids of shape {tuple(input_ids.shape)} need cu_seqlens; a padded batch is (B, L)"
                 )
-            positions, longest = torch.arange(input_ids.shape[1], device=input_ids.device), input_ids.shape[1]
-            attended = None if attention_mask is None else attention_mask.bool()
-            kernel, layout = attend_padded, (attended,)
+            longest = input_ids.shape[1]
         else:
-            positions = positions_within(cu_seqlens, len(input_ids))
             longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-            if varlen_available(input_ids.device, compute_dtype(self)):
-                kernel, layout = attend_varlen, (cu_seqlens.to(torch.int32), longest)
-            else:
-                kernel, layout = attend_buckets, (Buckets.of(cu_seqlens),)
         if longest > config.max_position_embeddings:
             raise ValueError(
                 f"a piece of {longest} tokens exceeds max_position_embeddings {config.max_position_embeddings}; "
                 f"cut the documents shorter or choose a model with longer positions"
             )
-
-        def attention(kind: str) -> Callable[[Tensor], Tensor]:
-            cos, sin = rotary_tables(positions, thetas[kind], head_dim)
-            return lambda qkv: kernel(qkv, cos, sin, *layout, windows[kind])  # type: ignore[operator]
-
-        return self.model(input_ids, {kind: attention(kind) for kind in kinds})
+        dtype = compute_dtype(self)
+        by_kind: dict[str, Callable[[Tensor], Tensor]] = {}
+        blocks = None
+        for kind in set(config.layer_types):
+            window, theta = windows[kind], thetas[kind]
+            if cu_seqlens is not None and not varlen_available(input_ids.device, dtype):
+                blocks = blocks or Blocks.of(cu_seqlens, config.num_attention_heads)
+                by_kind[kind] = partial(attend_blocks, plan=BlockPlan.of(blocks, theta, head_dim, dtype, window))
+                continue
+            if cu_seqlens is None:
+                where = torch.arange(longest, device=input_ids.device)
+                kernel, layout = attend_padded, (None if attention_mask is None else attention_mask.bool(),)
+            else:
+                where = positions_within(cu_seqlens, len(input_ids))
+                kernel, layout = attend_varlen, (cu_seqlens.to(torch.int32), longest)
+            cos, sin = rotary_tables(where, theta, head_dim)
+            by_kind[kind] = partial(_in_order, kernel, (cos, sin, *layout, window))
+        return self.model(input_ids, by_kind, positions)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
-        """Logits at every position: (B, L, V) or (T, V). Arguments as `hidden_states`."""
+        """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
         return self.decoder(self.head(self.hidden_states(input_ids, attention_mask, **layout)))
+
+
+def _in_order(kernel: Callable[..., Tensor], rest: tuple, qkv: Tensor) -> Tensor:
+    return kernel(qkv, *rest)
 
 
 def positions_within(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

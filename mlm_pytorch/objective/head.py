@@ -99,7 +99,7 @@ def name_of(transformer: nn.Module, head: Head) -> str:
 def logits_at(transformer: nn.Module, head: Head, positions_K: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a transformer, with only the given positions passing through its head.
 
-    Costs a hook registered and removed; no device synchronisation.
+    Costs a hook registered and removed; no device synchronisation. A transformer that `takes_positions` is told them.
 
     Args:
         transformer: the model; called as ``transformer(*args, **kwargs)``.
@@ -111,10 +111,22 @@ def logits_at(transformer: nn.Module, head: Head, positions_K: Tensor, *args: An
     Returns:
         (K, V) logits.
     """
+    if takes_positions(transformer):
+        return logits_of(transformer(*args, positions=positions_K, **kwargs), transformer)
     with gathered_before(transformer, head, positions_K):
         output = transformer(*args, **kwargs)
     logits = logits_of(output, transformer)
     return logits.reshape(-1, logits.shape[-1])
+
+
+def takes_positions(transformer: nn.Module) -> bool:
+    """Whether a transformer, or what a wrapper of torch's holds, computes logits at `positions=` (K,) by itself.
+
+    The built-in encoder does, and leaves out more than the head: what its last layer computes elsewhere.
+    """
+    for name in ("_orig_mod", "module"):  # torch.compile, DistributedDataParallel
+        transformer = getattr(transformer, name, transformer)
+    return getattr(transformer, "takes_positions", False)
 
 
 @contextmanager

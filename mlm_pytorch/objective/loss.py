@@ -46,12 +46,20 @@ def cross_entropy(logits_KV: Tensor, labels_K: Tensor, *, z_loss: float = 0.0) -
             f"logits {tuple(logits_KV.shape)} and labels {tuple(labels_K.shape)} do not fit; "
             "give logits (K, V) and labels (K,)"
         )
-    num_targets = (labels_K != IGNORE_INDEX).sum()
+    loss_sum, _ = cross_entropy_with_hits(logits_KV, labels_K, z_loss=z_loss)
+    return loss_sum, (labels_K != IGNORE_INDEX).sum()
+
+
+def cross_entropy_with_hits(logits_KV: Tensor, labels_K: Tensor, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """As `cross_entropy`, with the number of labels that are the likeliest token, int64, in place of their number.
+
+    >>> _, num_correct = cross_entropy_with_hits(torch.eye(3), torch.tensor([0, 2, -100]))
+    >>> int(num_correct)
+    1
+    """
     if torch.compiler.is_compiling():  # the compiler fuses the plain form, and would only see through ours
-        loss_sum = _plain(logits_KV, labels_K, z_loss)
-    else:
-        loss_sum = _ChunkedCrossEntropy.apply(logits_KV, labels_K, z_loss)
-    return loss_sum, num_targets
+        return _plain(logits_KV, labels_K, z_loss), (logits_KV.argmax(-1) == labels_K).sum()
+    return _ChunkedCrossEntropy.apply(logits_KV, labels_K, z_loss)  # type: ignore[return-value]
 
 
 def _plain(logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> Tensor:
@@ -67,34 +75,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradient in one pass over the logits, some rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> Tensor:
-        chunk = CPU_CHUNK if logits_KV.device.type == "cpu" else GPU_CHUNK
+    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+        on_host = logits_KV.device.type == "cpu"
+        chunk = CPU_CHUNK if on_host else GPU_CHUNK
         rows = max(1, chunk // max(1, logits_KV.shape[1]))
         wants_grad = ctx.needs_input_grad[0]
         grad_KV = torch.empty_like(logits_KV) if wants_grad else logits_KV.new_empty(0)
         loss_sum = torch.zeros((), dtype=torch.float32, device=logits_KV.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=logits_KV.device)
         for start in range(0, logits_KV.shape[0], rows):
             logits_RV, labels_R = logits_KV[start : start + rows], labels_K[start : start + rows]
             is_target_R1 = (labels_R != IGNORE_INDEX).unsqueeze(1)
             index_R1 = labels_R.unsqueeze(1).masked_fill(~is_target_R1, 0)
-            log_probs_RV = F.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
-            picked_R1 = log_probs_RV.gather(1, index_R1)
+            probs_RV = torch.softmax(logits_RV, dim=-1, dtype=torch.float32)
+            # The likeliest token's probability is at least 1 / V, so its logarithm is safe where the label's is not.
+            most_R1, likeliest_R1 = probs_RV.max(dim=-1, keepdim=True)
+            log_normaliser_R1 = logits_RV.gather(1, likeliest_R1).float() - most_R1.log()
+            num_correct += (likeliest_R1.squeeze(1) == labels_R).sum()
             # where, and not a product: an ignored row may hold NaN
-            loss_sum -= torch.where(is_target_R1, picked_R1, 0.0).sum()
-            log_normaliser_R1 = logits_RV.gather(1, index_R1).float() - picked_R1
+            loss_R1 = log_normaliser_R1 - logits_RV.gather(1, index_R1).float()
+            loss_sum += torch.where(is_target_R1, loss_R1, 0.0).sum()
             if z_loss:
                 loss_sum += z_loss * torch.where(is_target_R1, log_normaliser_R1, 0.0).square().sum()
             if wants_grad:
-                probs_RV = log_probs_RV.exp_()
                 if z_loss:
                     probs_RV.mul_(1 + 2 * z_loss * log_normaliser_R1)
-                probs_RV.scatter_add_(1, index_R1, torch.full_like(picked_R1, -1.0))
-                grad_KV[start : start + rows] = probs_RV.masked_fill_(~is_target_R1, 0.0)
+                probs_RV.scatter_add_(1, index_R1, torch.full_like(loss_R1, -1.0))
+                if on_host and bool(is_target_R1.all()):  # asking a GPU would wait for it
+                    grad_KV[start : start + rows] = probs_RV
+                else:
+                    grad_KV[start : start + rows] = probs_RV.masked_fill_(~is_target_R1, 0.0)
         ctx.save_for_backward(grad_KV)
-        return loss_sum
+        ctx.mark_non_differentiable(num_correct)
+        return loss_sum, num_correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_KV,) = ctx.saved_tensors
         return grad_KV * grad_loss.to(grad_KV.dtype), None, None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlm_pytorch.masking import OF_WORDS, SELECTIONS, corrupt, flat_scores, select_balanced
 from mlm_pytorch.objective.head import Head, logits_at
-from mlm_pytorch.objective.loss import cross_entropy
+from mlm_pytorch.objective.loss import cross_entropy_with_hits
 from mlm_pytorch.tokens import SpecialTokens, WordTable
 
 BALANCED = "balanced"
@@ -166,5 +166,5 @@ def pack_logits(model: nn.Module, head: Head | None, pack: MaskedPack) -> Tensor
 
 
 def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack) -> tuple[Tensor, Tensor]:
-    """Summed loss and number of targets of a pack; divide by the count of the whole batch."""
-    return cross_entropy(pack_logits(model, head, pack), pack.labels)
+    """Summed loss of a pack, to be divided by the count of the whole batch, and how many of its targets were right."""
+    return cross_entropy_with_hits(pack_logits(model, head, pack), pack.labels)

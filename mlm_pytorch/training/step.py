@@ -27,7 +27,7 @@ class MicroBatch(Protocol):
 
 M = TypeVar("M", bound=MicroBatch)
 
-# Takes the model and a micro-batch; returns the summed loss and the number of targets, both on the device.
+# Takes the model and a micro-batch; returns the summed loss and how many targets were right, both on the device.
 Loss = Callable[[nn.Module, M], tuple[Tensor, Tensor]]
 
 
@@ -37,12 +37,14 @@ class StepResult:
 
     Attributes:
         loss_sum: () float32, summed over all targets.
+        num_correct: () int64, targets that were the likeliest token.
         num_targets: of all micro-batches.
         num_tokens: likewise, padding not counted.
         grad_norm: () float32, before clipping.
     """
 
     loss_sum: Tensor
+    num_correct: Tensor
     num_targets: int
     num_tokens: int
     grad_norm: Tensor
@@ -51,6 +53,11 @@ class StepResult:
     def loss(self) -> float:
         """Nats per target."""
         return float(self.loss_sum) / max(1, self.num_targets)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of targets that were right."""
+        return int(self.num_correct) / max(1, self.num_targets)
 
 
 def native_precision(device: torch.device) -> torch.dtype | None:
@@ -68,7 +75,7 @@ class TrainingStep:
 
     Args:
         model: the model, on its device.
-        loss: summed loss and number of targets of a micro-batch.
+        loss: summed loss of a micro-batch, and how many of its targets were right.
         optimizers: each parameter in at most one.
         autocast: dtype of matrix products, None for the model's own.
         clip: largest norm of the gradient; 0 for no limit.
@@ -88,26 +95,30 @@ class TrainingStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
-    def backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, int]:
-        """Gradients of the mean loss over all targets of a step; returns the summed loss and the count."""
+    def backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over all targets of a step; returns the summed loss and the number of hits."""
         num_targets = sum(batch.num_targets for batch in micro_batches)
         loss_sum = torch.zeros((), device=self.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch in micro_batches:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                batch_sum, _ = self.loss(self.model, batch)
+                batch_sum, batch_correct = self.loss(self.model, batch)
             (batch_sum / max(1, num_targets)).backward()
             loss_sum += batch_sum.detach()
-        return loss_sum, num_targets
+            num_correct += batch_correct
+        return loss_sum, num_correct
 
     def __call__(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One optimizer step at a learning rate."""
         set_learning_rate(self.optimizers, lr)
-        loss_sum, num_targets = self.backward(micro_batches)
+        loss_sum, num_correct = self.backward(micro_batches)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         for optimizer in self.optimizers:
             optimizer.step()
         self.forget_gradients()
-        return StepResult(loss_sum, num_targets, sum(batch.num_tokens for batch in micro_batches), norm)
+        num_targets = sum(batch.num_targets for batch in micro_batches)
+        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        return StepResult(loss_sum, num_correct, num_targets, num_tokens, norm)
 
     def forget_gradients(self) -> None:
         """Drop the gradients there are."""

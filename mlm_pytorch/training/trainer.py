@@ -275,7 +275,9 @@ class Trainer:
         self._unread = None
         self._loss = result.loss
         assert self.metrics is not None
-        self.metrics.write(**values, loss=self._loss, grad_norm=float(result.grad_norm))
+        self.metrics.write(
+            **values, loss=self._loss, accuracy=round(result.accuracy, 5), grad_norm=float(result.grad_norm)
+        )
 
     def _evaluation_due(self) -> bool:
         return int(self.progress.share * self.config.evaluations) > self._evaluations

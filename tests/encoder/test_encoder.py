@@ -8,6 +8,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, num_parameters, preset
 from mlm_pytorch.encoder.encoder import positions_within
+from mlm_pytorch.objective import logits_at
 
 SHAPE = dict(
     vocab_size=96,
@@ -74,6 +75,42 @@ def test_packed_logits_and_gradients_equal_modernbert(changes):
         )
 
 
+@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("layout", ["flat", "padded", "long"])
+def test_logits_at_positions_equal_those_of_all_in_value_and_gradient(changes, layout):
+    """The last layer leaves out what nobody reads, and nothing else."""
+    ours, _ = pair(**changes)
+    if layout == "padded":
+        ids, arguments = torch.randint(1, SHAPE["vocab_size"], (3, 20)), {"attention_mask": torch.ones(3, 20)}
+    else:
+        _, ids, cu_seqlens = pieces([30, 30, 17, 1] if layout == "flat" else [600, 20])
+        arguments = {"cu_seqlens": cu_seqlens}
+    positions = torch.randperm(ids.numel())[:11]
+    weight = torch.randn(11, SHAPE["vocab_size"])
+    gradients = []
+    for logits in (
+        ours(ids, **arguments).reshape(-1, SHAPE["vocab_size"])[positions],
+        ours(ids, **arguments, positions=positions),
+    ):
+        ours.zero_grad()
+        (logits * weight).sum().backward()
+        gradients.append((logits.detach(), [p.grad.clone() for p in ours.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+    assert logits_at(ours, ours.output_head, positions, ids, **arguments).equal(gradients[1][0])
+
+
+def test_recomputing_activations_changes_no_gradient():
+    ours, _ = pair()
+    _, ids, cu_seqlens = pieces([30, 30, 17, 1])
+    gradients = []
+    for recompute in (False, True):
+        ours.model.recompute = recompute
+        ours.zero_grad()
+        ours(ids, cu_seqlens=cu_seqlens, positions=torch.arange(0, 78, 5)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in ours.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum), st.integers(0, 2**16))
 def test_packed_equals_each_piece_alone(lengths, seed):
     ours, _ = pair()
@@ -125,7 +162,7 @@ def test_bfloat16_stays_near_float32():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_varlen_kernel_equals_buckets():
+def test_varlen_kernel_equals_blocks():
     ours, _ = pair()
     _, ids, cu_seqlens = pieces([100, 64, 64, 9])
     exact = ours(ids, cu_seqlens=cu_seqlens)

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm_pytorch.objective import cross_entropy, loss
+from mlm_pytorch.objective.loss import cross_entropy_with_hits
 
 
 @pytest.fixture(params=[1 << 20, 50])
@@ -86,3 +87,11 @@ def test_compiles():
 def test_shapes_that_do_not_fit(logits, labels):
     with pytest.raises(ValueError, match=r"do not fit; give logits \(K, V\)"):
         cross_entropy(torch.zeros(logits), torch.zeros(labels, dtype=torch.long))
+
+
+def test_hits_are_the_labels_that_are_likeliest():
+    logits = torch.randn(40, 7, dtype=torch.bfloat16)
+    labels = torch.randint(0, 7, (40,))
+    labels[::5] = -100
+    _, num_correct = cross_entropy_with_hits(logits.requires_grad_(), labels)
+    assert int(num_correct) == int((logits.argmax(-1) == labels).sum())
