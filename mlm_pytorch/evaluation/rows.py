@@ -78,7 +78,7 @@ def _encoder_rows(encoder: Encoder, ids_BL: Tensor, column_B: Tensor) -> Tensor:
             out = _attend_rows(qkv[inverse_BL] if is_first else qkv, cos, sin, window)
             return out[rows, column_B] if is_last else out
 
-        attended = layer.attn(layer.attn_norm(x), attend)
+        attended = layer.attn.Wo(attend(layer.before(x)))
         x = x[inverse_BL] if is_first else x
         x = x[rows, column_B] if is_last else x
         x = attended.add_(x)

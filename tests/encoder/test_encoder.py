@@ -99,6 +99,23 @@ def test_logits_at_positions_equal_those_of_all_in_value_and_gradient(changes, l
     assert logits_at(ours, ours.output_head, positions, ids, **arguments).equal(gradients[1][0])
 
 
+def test_compiled_layers_compute_the_same_with_few_graphs():
+    ours, _ = pair()
+    results = []
+    torch._dynamo.utils.counters.clear()
+    for compiled in (False, True):
+        if compiled:
+            ours.model.compile_layers(backend="aot_eager")
+        for lengths in ([30, 30, 17, 1], [40, 30, 8], [78]):  # other packs of the same size
+            _, ids, cu_seqlens = pieces(lengths)
+            ids = torch.arange(78) % 90 + 1
+            ours.zero_grad()
+            ours(ids, cu_seqlens=cu_seqlens, positions=torch.arange(0, 78, 5)).square().sum().backward()
+            results.append([p.grad.clone() for p in ours.parameters()])
+    torch.testing.assert_close(results[:3], results[3:], atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # first and last layer differ from the others
+
+
 def test_recomputing_activations_changes_no_gradient():
     ours, _ = pair()
     _, ids, cu_seqlens = pieces([30, 30, 17, 1])
