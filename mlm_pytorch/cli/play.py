@@ -52,7 +52,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     if twice is not None:
         raise ValueError(f"{twice} is named twice; name each model once")
     parts = 1
-    while len(names := ["/".join(path.parts[-parts:]) for path in whole]) > len(set(names)):
+    while len(names := [str(Path(*path.parts[-parts:])) for path in whole]) > len(set(names)):
         parts += 1
     return [printable(name) for name in names]
 

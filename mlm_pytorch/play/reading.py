@@ -10,15 +10,16 @@ from itertools import islice
 from typing import Literal
 
 import torch
+from tokenizers.models import WordLevel
 
 from mlm_pytorch.cli.models import OpenedModel
+from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation.fill import Candidate, likeliest, masked_probabilities, masks_understood, token_text
 from mlm_pytorch.evaluation.pseudo_likelihood import BATCH_TOKENS
 from mlm_pytorch.evaluation.rows import row_logits
 from mlm_pytorch.play.words import Span, trim, words_of
 
 Kind = Literal["word", "mask", "unknown", "bare"]
-BY_TOKEN = ("amino-acids", "kmer")  # kinds of tokenizers whose texts have no words
 NUM_EXPECTED = 3  # candidates named beside a word's surprise
 
 
@@ -108,13 +109,19 @@ def read(text: str, models: Sequence[OpenedModel]) -> tuple[list[Span], list[Rea
                 "shorten it"
             )
         encoded.append((ids, [_in_text(origin, span) for span in spans]))
-    by_token = all((opened.tokenizer.kind or "").partition(":")[0] in BY_TOKEN for opened in models)
+    by_token = not any(_knows_words(opened.tokenizer) for opened in models)
     words = words_of(text, [spans for _, spans in encoded], by_token=by_token)
     readings = []
     for opened, (ids, spans) in zip(models, encoded, strict=True):
         tokens = _tokens_of_words(words, [trim(text, span) for span in spans])
         readings.append(Reading(opened, tuple(ids), tokens, tuple(_kind(opened, [ids[i] for i in t]) for t in tokens)))
     return words, readings
+
+
+def _knows_words(tokenizer: Tokenizer) -> bool:
+    """Whether a word is anything to this tokenizer; to those of proteins and k-mers there are tokens only."""
+    backend = tokenizer.backend
+    return backend.pre_tokenizer is not None and not isinstance(backend.model, WordLevel)
 
 
 def _in_text(origin: Sequence[Span], span: Span) -> Span:

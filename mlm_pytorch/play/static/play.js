@@ -5,6 +5,7 @@
 
 const PAUSE = 250; // milliseconds without a key after which a text is read
 const CANDIDATES = 8;
+const LONGEST_LINE = 26; // characters that any screen has room for
 const EXAMPLE = "The old house stood at the end of a quiet street, and nobody had lived there for many years.";
 const LEVELS = [0.5, 0.1, 0.01, 0.001, 0.0001]; // probabilities at which a word gets the next colour
 const SIDES = ["a", "b"];
@@ -15,7 +16,7 @@ const $ = (id) => document.getElementById(id);
 const state = {
   models: [], // {name, max_tokens}, as served
   chosen: [], // names of the one or two that read
-  points: [], // the text's code points, as last read
+  points: [], // the code points of the text that is shown, which is the typed one as soon as it is read
   words: [], // [start, end]
   readings: [], // per chosen model: {tokens, max_tokens, kinds, pieces}
   hidden: new Map(), // "start:end" -> number of mask tokens, or null for as many as the word has
@@ -118,19 +119,24 @@ async function attempt(kind, work) {
 
 // -- reading a text ---------------------------------------------------------------------------------------------------
 
-const typed = () => $("text").value;
 const question = () => ({ text: state.points.join(""), models: state.chosen });
 
 function readText() {
   for (const kind of ["words", "candidates", "surprise"]) replace(kind);
   complain("");
-  const text = typed();
-  keepHidden(Array.from(text));
-  if (!text.trim()) return showNothing();
+  const text = $("text").value;
+  const points = Array.from(text);
+  if (!text.trim()) {
+    state.points = points;
+    state.hidden.clear();
+    return showNothing();
+  }
   $("reading").classList.add("loading");
   return attempt("words", async (signal) => {
-    const answer = await (await ask("/api/words", question(), signal)).json();
+    const answer = await (await ask("/api/words", { text, models: state.chosen }, signal)).json();
     if (signal.aborted) return;
+    state.hidden = stillHidden(points);
+    state.points = points;
     state.words = answer.words;
     state.readings = answer.models;
     state.heat = state.chosen.map(() => new Map());
@@ -144,7 +150,7 @@ function readText() {
 }
 
 // Hidden words stay hidden while text before or after them changes: their spans move along.
-function keepHidden(points) {
+function stillHidden(points) {
   const old = state.points;
   let head = 0;
   while (head < Math.min(old.length, points.length) && old[head] === points[head]) head += 1;
@@ -156,8 +162,7 @@ function keepHidden(points) {
     if (end <= head) moved.set(key, count);
     else if (start >= old.length - tail) moved.set([start, end].map((i) => i + points.length - old.length).join(":"), count);
   }
-  state.hidden = moved;
-  state.points = points;
+  return moved;
 }
 
 function askCandidates() {
@@ -206,6 +211,7 @@ function askSurprise() {
 
 function showNothing() {
   state.words = [];
+  state.panels = [];
   for (const id of ["reading", "guesses", "clear"]) $(id).hidden = true;
   $("count").textContent = "";
   $("reading").classList.remove("loading");
@@ -231,17 +237,27 @@ function panelOf(name, model) {
   const text = make("div", { class: "text", role: "group", "aria-label": `Words, as ${name} reads them`, "aria-describedby": "how" });
   const chips = [];
   let done = 0;
+  let cluster = text;
   state.words.forEach(([start, end], word) => {
-    text.append(state.points.slice(done, start).join(""));
+    if (start > done || word === 0) {
+      text.append(state.points.slice(done, start).join(""));
+      cluster = clusterEnd(word) - start <= LONGEST_LINE ? text.appendChild(make("span", { class: "cluster" })) : text;
+    }
     chips.push(make("button", { type: "button", class: "word", tabindex: word ? "-1" : "0" }));
     chips[word].dataset.word = word;
-    text.append(chips[word]);
+    cluster.append(chips[word]);
     done = end;
   });
   text.append(state.points.slice(done).join(""));
   const figures = make("span", { class: "figures" });
   const heading = make("header", {}, make("span", { class: "name" }, name), figures);
   return { root: make("div", { class: `panel ${SIDES[model]}` }, heading, text), figures, chips };
+}
+
+// Where the words end that follow this one without a blank: a full stop should not begin a line.
+function clusterEnd(word) {
+  while (word + 1 < state.words.length && state.words[word + 1][0] === state.words[word][1]) word += 1;
+  return state.words[word][1];
 }
 
 const dress = (word) => state.panels.forEach((_, model) => dressIn(model, word));
@@ -299,7 +315,7 @@ function tellAbout(word) {
     if (reading.kinds[word] === "unknown") said = " is not in the vocabulary";
     if (reading.kinds[word] === "bare") said = " has no token";
     if (heat) {
-      const expected = heat.expected.map((each) => `${each.token} ${percent(each.probability)}`).join(", ");
+      const expected = heat.expected.map((each) => `“${each.token}” ${percent(each.probability)}`).join(", ");
       said = `: ${odds(Math.exp(-heat.nats))} (${heat.nats.toFixed(2)} nats)${pieces}; expected: ${expected}`;
     }
     if (said && !isComparing()) parts[0].append(said);
