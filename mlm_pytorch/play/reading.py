@@ -20,6 +20,7 @@ from mlm_pytorch.evaluation.rows import row_logits
 from mlm_pytorch.play.words import Span, trim, words_of
 
 Kind = Literal["word", "mask", "unknown", "bare"]
+LONGEST_WINDOW = 512  # tokens that a word's surprise looks at; without a bound, time grows with the square of the text
 NUM_EXPECTED = 3  # candidates named beside a word's surprise
 
 
@@ -45,6 +46,13 @@ class Reading:
         """Tokens, framing included."""
         special = self.opened.tokenizer.special
         return len(special.prefix) + len(self.ids) + len(special.suffix)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a word's surprise looks at, framing not included: all, or as many as the model was trained at."""
+        special = self.opened.tokenizer.special
+        longest = min(self.opened.seq_len, LONGEST_WINDOW) - len(special.prefix) - len(special.suffix)
+        return min(len(self.ids), max(1, longest))
 
     def framed(self, ids: Sequence[int]) -> list[int]:
         """Tokens between what the tokenizer puts around a piece."""
@@ -219,7 +227,7 @@ def surprise_batches(reading: Reading) -> Iterator[list[tuple[int, int]]]:
     device = next(reading.opened.model.parameters()).device
     rows = ((w, i) for w, kind in enumerate(reading.kinds) if kind == "word" for i in reading.tokens[w])
     budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    at_once = max(1, budget // reading.num_tokens)
+    at_once = max(1, budget // len(reading.framed(range(reading.window))))
     while batch := list(islice(rows, at_once)):
         yield batch
 
@@ -229,7 +237,8 @@ def token_surprises(
     reading: Reading, rows: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int, float, tuple[Candidate, ...]]]:
     """-log p of single tokens, each with itself and the later tokens of its word hidden: `pseudo_likelihood`'s
-    "word-l2r", so that a word's sum is the -log p of the whole word, however many tokens it has.
+    "word-l2r", so that a word's sum is the -log p of the whole word, however many tokens it has. In a text longer than
+    `reading.window`, that many tokens around each are seen, framed like a piece of a document.
 
     Args:
         reading: of the text.
@@ -244,10 +253,13 @@ def token_surprises(
     opened, special = reading.opened, reading.opened.tokenizer.special
     model, shift = opened.model, len(special.prefix)
     device = next(model.parameters()).device
-    ids_RL = torch.tensor(reading.framed(reading.ids)).repeat(len(rows), 1)
-    for row, (word, index) in zip(ids_RL, rows, strict=True):
-        row[shift + index : shift + reading.tokens[word].stop] = special.mask_token_id
-    column_R = torch.tensor([shift + index for _, index in rows])
+    window, last = reading.window, len(reading.ids) - reading.window
+    starts = [min(max(0, index - window // 2), last) for _, index in rows]
+    ids_RL = torch.tensor([reading.framed(reading.ids[start : start + window]) for start in starts])
+    for row, start, (word, index) in zip(ids_RL, starts, rows, strict=True):
+        stop = min(reading.tokens[word].stop, start + window)
+        row[shift + index - start : shift + stop - start] = special.mask_token_id
+    column_R = torch.tensor([shift + index - start for start, (_, index) in zip(starts, rows, strict=True)])
     target_R = torch.tensor([reading.ids[index] for _, index in rows], device=device)
     was_training = model.training
     model.eval()

@@ -31,6 +31,12 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "ddress already in use" in said and said.count("\n") == 1
 
 
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["play", "--help"])
+    assert not stop.value.code and "Example: mlm play" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_warning_where_others_can_reach_the_page(tmp_path, capsys):
     said = refused(capsys, tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert said.startswith("warning: whoever reaches 0.0.0.0 can use this page")

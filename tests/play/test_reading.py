@@ -1,18 +1,22 @@
 """What models make of words equals what `fill` and `pseudo_log_likelihood` make of tokens."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from mlm_pytorch.cli.models import open_model
 from mlm_pytorch.data.tokenizer import train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
-from mlm_pytorch.evaluation import fill, pseudo_log_likelihood
+from mlm_pytorch.evaluation import PaddedModel, fill, pseudo_log_likelihood
 from mlm_pytorch.huggingface import export_encoder
+from mlm_pytorch.play import reading as play_reading
 from mlm_pytorch.play.reading import SurpriseSum, candidates, read, surprise_batches, token_surprises
 from mlm_pytorch.play.words import trim
 
+SENTENCES = ("the cat sat on the mat", "some fish swam in the deep sea", "the unseen birds sang in a tree")
 TEXT = "the cat sat on the red mat"
 BOTH = ("whole", "parts")
 
@@ -43,10 +47,34 @@ def test_surprise_is_the_pseudo_log_likelihood_summed_over_words(models, name):
 def test_batches_do_not_change_the_sums(models, monkeypatch):
     _, reading = one(models, "parts")
     whole = surprises(reading)
-    monkeypatch.setitem(__import__("mlm_pytorch.play.reading").play.reading.BATCH_TOKENS, "cpu", 2 * reading.num_tokens)
+    monkeypatch.setitem(play_reading.BATCH_TOKENS, "cpu", 2 * reading.num_tokens)
     assert max(map(len, surprise_batches(reading))) == 2
     for got, expected in zip(surprises(reading), whole, strict=True):
         assert got.word == expected.word and got.nats == pytest.approx(expected.nats, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_in_a_long_text_a_word_is_seen_with_what_is_around_it(models, monkeypatch, name):
+    """Each word's surprise equals that in the excerpt around it, read as a text of its own."""
+    text = " ".join([*SENTENCES, SENTENCES[0]])
+    _, reading = one(models, name, text)
+    framing = reading.num_tokens - len(reading.ids)
+    monkeypatch.setattr(play_reading, "LONGEST_WINDOW", 12 + framing)
+    assert reading.window == 12 < len(reading.ids)
+    found = {each.word: each.nats for each in surprises(reading)}
+    assert list(found) == list(range(len(text.split())))
+    model, special = reading.opened.model, reading.opened.tokenizer.special
+    for word, own in enumerate(reading.tokens):
+        nats = 0.0
+        for i in own:
+            start = min(max(0, i - 6), len(reading.ids) - 12)
+            ids = list(reading.ids)
+            ids[i : own.stop] = [special.mask_token_id] * (own.stop - i)
+            framed = torch.tensor([reading.framed(ids[start : start + 12])])
+            with torch.no_grad():
+                log_probs = model(framed)[0, len(special.prefix) + i - start].log_softmax(-1)
+            nats -= float(log_probs[reading.ids[i]])
+        assert found[word] == pytest.approx(nats, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -133,6 +161,23 @@ def test_where_there_are_no_words_tokens_are(kind, text, words, tmp_path):
     found, [reading] = read(text, [open_model(tmp_path)])
     assert [text[start:end] for start, end in found] == words
     assert [each.word for each in surprises(reading)] == list(range(len(words)))
+
+
+def test_a_model_of_another_architecture(folders, tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    shutil.copytree(folders["parts"], tmp_path / "bert")
+    vocabulary = open_model(folders["parts"]).tokenizer.special.num_tokens
+    BertForMaskedLM(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **size)).save_pretrained(
+        tmp_path / "bert"
+    )
+    opened = open_model(tmp_path / "bert")
+    assert isinstance(opened.model, PaddedModel)
+    _, [reading] = read(TEXT, [opened])
+    [expected] = pseudo_log_likelihood(opened.model, opened.tokenizer, [TEXT], variant="word-l2r")
+    assert sum(each.nats for each in surprises(reading)) == pytest.approx(-expected.sum, abs=1e-3)
+    filled = fill(opened.model, opened.tokenizer, "the [MASK] sat on the red mat", 3).masks
+    assert candidates(reading, {1: 1}, 3)[1][0].candidates == filled[0].candidates
 
 
 def test_what_a_model_cannot_take_is_named(models):
