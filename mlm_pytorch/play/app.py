@@ -52,6 +52,8 @@ STATIC = {
     "/": ("index.html", "text/html"),
     "/play.css": ("play.css", "text/css"),
     "/play.js": ("play.js", "text/javascript"),
+    "/ask.js": ("ask.js", "text/javascript"),
+    "/parts.js": ("parts.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 Result = TypeVar("Result")

@@ -44,14 +44,16 @@ def test_the_page_and_its_parts(app):
     for path, kind, mark in (
         ("/", "text/html", "<!doctype html>"),
         ("/play.css", "text/css", ":root"),
-        ("/play.js", "text/javascript", '"use strict"'),
+        ("/play.js", "text/javascript", "// The page of `mlm play`"),
+        ("/ask.js", "text/javascript", "// Questions to the server"),
+        ("/parts.js", "text/javascript", "// Small parts"),
         ("/icon.svg", "image/svg+xml", "<svg"),
     ):
         answer = ask(app, "GET", path)
         assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
         assert answer.text.startswith(mark) or mark in answer.text[:600]
         assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in answer.text
-    script = ask(app, "GET", "/play.js").text
+    script = "".join(ask(app, "GET", f"/{name}.js").text for name in ("play", "ask", "parts"))
     assert not [
         word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if word in script
     ]

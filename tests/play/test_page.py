@@ -180,6 +180,21 @@ def test_a_mask_that_is_typed(browser, server):
         expect(page.locator("#about")).to_contain_text("[MASK] is a mask in the text")
 
 
+def test_a_mask_that_only_one_model_understands(browser, server):
+    with opened(browser, server) as page:
+        page.route("**/api/words", as_if_text_to_the_second)
+        page.fill("#text", "the [MASK] sat on the mat")
+        expect(page.locator(".card .side .bars").first).to_be_visible()
+        expect(page.locator(".panel.b .hidden-word")).not_to_contain_text("…")
+
+
+def as_if_text_to_the_second(route):
+    answer = route.fetch()
+    found = answer.json()
+    found["models"][1]["kinds"][1] = "word"
+    route.fulfill(response=answer, json=found)
+
+
 def test_answers_to_older_texts_are_dropped(browser, server):
     with opened(browser, server) as page:
         held = []

@@ -1,7 +1,8 @@
-"use strict";
-
 // The page of `mlm play`. What was typed, and what models answer, enters the page as text only (textContent), never as
 // markup; the server's content security policy would refuse anything else.
+
+import { ask, lines, replace } from "/ask.js";
+import { barsOf, make, odds, percent } from "/parts.js";
 
 const PAUSE = 250; // milliseconds without a key after which a text is read
 const CANDIDATES = 8;
@@ -27,16 +28,6 @@ const state = {
 
 // -- small parts ------------------------------------------------------------------------------------------------------
 
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") element.className = value;
-    else if (value !== null) element.setAttribute(name, value);
-  }
-  element.append(...children.filter((child) => child !== null)); // strings become text nodes
-  return element;
-}
-
 const wordKey = (word) => state.words[word].join(":");
 const wordText = (word) => state.points.slice(...state.words[word]).join("");
 const isHidden = (word) => state.hidden.has(wordKey(word)) || kindOf(word) === "mask";
@@ -45,64 +36,11 @@ const canHide = (word) => state.readings.every((reading) => reading.kinds[word] 
 const hiddenWords = () => state.words.map((_, word) => word).filter((word) => isHidden(word) && canHide(word));
 const isComparing = () => state.chosen.length === 2;
 
-function percent(p) {
-  if (p >= 0.9995) return "100%";
-  return p >= 0.001 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
-}
-
-function odds(p) {
-  if (p >= 0.01) return percent(p);
-  return p > 1e-15 ? `1 in ${Number((1 / p).toPrecision(2)).toLocaleString("en")}` : "next to nothing";
-}
-
 const levelOf = (nats) => LEVELS.filter((p) => Math.exp(-nats) < p).length;
 
 function complain(message) {
   $("problem").textContent = message;
   $("problem").hidden = !message;
-}
-
-// -- asking the server ------------------------------------------------------------------------------------------------
-
-// One question of each kind is open at a time: a newer one takes the older one's place, whose answer is dropped.
-const open = new Map();
-
-function replace(kind) {
-  open.get(kind)?.abort();
-  const controller = new AbortController();
-  open.set(kind, controller);
-  return controller.signal;
-}
-
-async function ask(path, question, signal) {
-  let response;
-  try {
-    response = await fetch(path, {
-      method: question ? "POST" : "GET",
-      headers: question ? { "content-type": "application/json" } : {},
-      body: question ? JSON.stringify(question) : null,
-      signal,
-    });
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new Error("The server does not answer; is mlm play still running?");
-  }
-  if (response.ok) return response;
-  let reason = `The server answers with status ${response.status}.`;
-  if (response.headers.get("content-type")?.startsWith("application/json")) reason = (await response.json()).error;
-  throw new Error(reason);
-}
-
-async function* lines(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n");
-    rest = parts.pop();
-    for (const line of parts) yield JSON.parse(line);
-  }
 }
 
 // Runs what asks; says what went wrong, unless a newer question has taken this one's place.
@@ -168,12 +106,10 @@ function stillHidden(points) {
 function askCandidates() {
   showCards();
   if (!hiddenWords().length) return replace("candidates");
-  const masks = hiddenWords()
-    .filter((word) => kindOf(word) !== "mask")
-    .map((word) => {
-      const tokens = state.hidden.get(wordKey(word));
-      return tokens === null ? { word } : { word, tokens };
-    });
+  const masks = hiddenWords().map((word) => {
+    const tokens = state.hidden.get(wordKey(word));
+    return tokens ? { word, tokens } : { word };
+  });
   $("cards").setAttribute("aria-busy", "true");
   return attempt("candidates", async (signal) => {
     const answer = await (await ask("/api/candidates", { ...question(), masks, top_k: CANDIDATES }, signal)).json();
@@ -382,27 +318,6 @@ function sideOf(name, model, word) {
   const heading = isComparing() ? make("span", { class: "name" }, name) : null;
   const body = slots ? make("div", { class: "slots" }, ...lists) : make("p", { class: "hint" }, "…");
   return make("div", { class: `side ${SIDES[model]}` }, heading, body);
-}
-
-function barsOf(slot) {
-  const rows = slot.candidates.map((each, index) => barOf(each, slot.written?.rank === index + 1 && slot.written.token === each.token));
-  if (slot.written && slot.written.rank > slot.candidates.length) {
-    const row = barOf({ ...slot.written, token: `${slot.written.rank.toLocaleString("en")}. ${slot.written.token}` }, true);
-    row.classList.add("beyond");
-    rows.push(row);
-  }
-  return make("ol", { class: "bars" }, ...rows);
-}
-
-function barOf({ token, probability }, written) {
-  const row = make(
-    "li",
-    { class: written ? "written" : "" },
-    make("span", { class: "token" }, token),
-    make("span", { class: "share" }, percent(probability)),
-  );
-  row.style.setProperty("--share", probability);
-  return row;
 }
 
 // -- what people do ---------------------------------------------------------------------------------------------------
