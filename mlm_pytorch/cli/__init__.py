@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PrepareConfig
+from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PlayConfig, PrepareConfig
 from mlm_pytorch.training.config import TrainConfig
 
 Command = (
@@ -22,6 +22,7 @@ Command = (
     | Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[FillConfig, tyro.conf.subcommand("fill")]
+    | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
 )
 
@@ -86,6 +87,10 @@ def run(command: object) -> None:
             from mlm_pytorch.cli.fill import fill_command
 
             fill_command(command)
+        case PlayConfig():
+            from mlm_pytorch.cli.play import play_command
+
+            play_command(command)
         case ExportConfig():
             from mlm_pytorch.cli.models import export_command
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from mlm_pytorch.cli.models import OpenedModel, open_model, printable
 from mlm_pytorch.cli.options import FillConfig
 from mlm_pytorch.evaluation import Filled, fill
 
+BAR_CELLS = 24  # of a candidate that is certain
+EIGHTHS = " ▏▎▍▌▋▊▉"  # the last cell of a bar, in eighths of its width
+
 
 def fill_command(config: FillConfig) -> None:
     """`mlm fill`."""
@@ -20,7 +24,7 @@ def fill_command(config: FillConfig) -> None:
     if not config.texts and config.file is None and not converses:
         raise ValueError("no text is given; write one with [MASK] where a word is to be found, or name a --file")
     opened = open_model(config.model)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if converses:
         _converse(opened, config, console)
         return
@@ -31,37 +35,47 @@ def fill_command(config: FillConfig) -> None:
             try:
                 filled = fill(opened.model, opened.tokenizer, line, config.top_k)
             except ValueError as error:
-                raise ValueError(f"{config.file} line {number}: {error}") from None
+                raise ValueError(f"{_named(config.file)} line {number:,}: {error}") from None
             _show(filled, config, console)
 
 
+def _named(path: Path) -> str:
+    return "standard input" if str(path) == "-" else str(path)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers."""
+    """The lines that are not blank, with their numbers; UTF-8 whatever the terminal's encoding is."""
     found = False
-    try:
-        with sys.stdin if str(path) == "-" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    found = True
-                    yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start:,}); convert it") from None
+    with sys.stdin.buffer if str(path) == "-" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{_named(path)} line {number:,} is not UTF-8 ({error.reason} at its byte {error.start + 1:,}); "
+                    "convert it"
+                ) from None
+            if text.strip():
+                found = True
+                yield number, text
     if not found:
-        raise ValueError(f"{path} holds no text; write one with [MASK] on each line")
+        raise ValueError(f"{_named(path)} holds no text; write one with [MASK] on each line")
 
 
 def _converse(opened: OpenedModel, config: FillConfig, console: Console) -> None:
     """Ask for texts until an empty line or the end of the input; a text that cannot be filled is no end."""
+    with suppress(ImportError):  # some systems lack it
+        import readline  # noqa: F401 -- with it, `input` knows arrow keys and what was written before
     console.print("Write a text with [MASK] where a word is to be found; an empty line ends.")
     while True:
         try:
             text = input("> ")
-        except EOFError:
-            return
-        if not text.strip():
-            return
-        try:
+            if not text.strip():
+                return
             _show(fill(opened.model, opened.tokenizer, text, config.top_k), config, console)
+        except EOFError:
+            console.print()  # what comes next on this terminal begins a line of its own
+            return
         except ValueError as error:
             console.print(printable(str(error)))
 
@@ -71,11 +85,21 @@ def _show(filled: Filled, config: FillConfig, console: Console) -> None:
         print(json.dumps(asdict(filled), ensure_ascii=False))
         return
     console.print(Text(printable(filled.text), style="bold"))
-    for mask in filled.masks:
+    several = len(filled.masks) > 1
+    for number, mask in enumerate(filled.masks, 1):
+        if several:
+            console.print(Text(f"  mask {number} of {len(filled.masks)}", style="dim"))
         for candidate in mask.candidates:
-            bar = "█" * round(24 * candidate.probability) or "▏"
             line = Text(f"  {candidate.probability:6.1%} ")
-            line.append(f"{bar:<24} ", style="cyan")
+            line.append(f"{_bar(candidate.probability):<{BAR_CELLS}} ", style="cyan")
             console.print(line.append(printable(candidate.token)))
-        if mask is not filled.masks[-1]:
-            console.print()
+
+
+def _bar(probability: float) -> str:
+    """As long as the candidate is likely, to an eighth of a cell; something is seen of each.
+
+    >>> _bar(0.5), _bar(1 / 64), _bar(0.0)
+    ('████████████', '▍', '▏')
+    """
+    cells, eighths = divmod(max(1, round(8 * BAR_CELLS * probability)), 8)
+    return ("█" * cells + EIGHTHS[eighths]).rstrip()

@@ -85,6 +85,21 @@ class FillConfig:
 
 
 @dataclass(frozen=True)
+class PlayConfig:
+    """Open a page on this machine: click words to hide them, see what models expect and what surprises them.
+
+    Needs the extra mlm-pytorch[play]. Example: mlm play runs/mine models/bert
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders or Hugging Face folders of masked language models; the page compares two at a time."""
+    host: str = "127.0.0.1"
+    """Address to listen on. With any other, whoever reaches it can use the page."""
+    port: int = 8000
+    """Port to listen on; 0 for a free one."""
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Copy a run's newest model to a folder of its own, checked through transformers.
 

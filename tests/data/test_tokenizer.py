@@ -321,3 +321,13 @@ def test_the_shared_tokenizer(tmp_path):
     assert (loaded.special.num_tokens, loaded.special.mask_token_id, loaded.special.prefix) == (16384, 4, (2,))
     loaded.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == loaded.fingerprint
+
+
+def test_spans_say_which_characters_a_token_stands_for(trained):
+    text = "The cat  [MASK] sat."
+    ids, spans = trained.encode_spans(text)
+    assert [ids] == trained.encode_batch([text]) and len(spans) == len(ids)
+    assert "".join(text[start:end] for start, end in spans).replace(" ", "") == text.replace(" ", "")
+    ids, spans = trained.encode_spans(text, understood=True)
+    start, end = spans[ids.index(trained.special.mask_token_id)]
+    assert text[start:end].strip() == "[MASK]"

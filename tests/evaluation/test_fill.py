@@ -9,6 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import fill
+from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood
 from mlm_pytorch.huggingface import export_encoder
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red house"] * 40
@@ -60,6 +61,36 @@ def test_the_blank_before_a_mask_is_not_counted_twice(tmp_path):
     model, text = encoder(), "the [MASK] sat"
     assert fill(model, other, text).masks == fill(model, TOKENIZER, text).masks
     assert fill(model, other, "the[MASK] sat").masks == fill(model, TOKENIZER, "the[MASK] sat").masks
+
+
+def test_masks_are_written_as_the_tokenizer_does_and_each_character_knows_where_it_is_from(tmp_path):
+    TOKENIZER.save(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text().replace("[MASK]", "<mask>"))
+    for tokenizer, blank in ((load_tokenizer(tmp_path), " "), (without_lstrip(tmp_path), "")):
+        text = "a [MASK]!  <mask>[MASK] b"
+        written, spans = masks_understood(tokenizer, text)
+        assert written == f"a{blank}<mask>! {blank}<mask><mask> b" and len(spans) == len(written)
+        for char, (start, end) in zip(written, spans, strict=True):
+            assert text[start:end] == char or text[start:end] in ("[MASK]", "<mask>")
+    with pytest.raises(ValueError, match=r"not Unicode \(half a character at 3\)"):
+        masks_understood(TOKENIZER, "a \udcff")
+
+
+def test_only_masked_positions_meet_the_vocabulary():
+    model, special = encoder(), TOKENIZER.special
+    seen = []
+    model.decoder.register_forward_hook(lambda _module, _inputs, logits: seen.append(logits.shape[0]))
+    ids = TOKENIZER.encode("the cat [MASK] on the mat")
+    where = [ids.index(special.mask_token_id)]
+    rows = masked_probabilities(model, special, ids, where)
+    assert seen == [1] and rows.shape == (1, special.num_tokens)
+    torch.testing.assert_close(rows.sum(1), torch.ones(1))
+    assert float(rows[0, list(special.ids)].sum()) == 0
+    with torch.no_grad():
+        model.decoder.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        masked_probabilities(model, special, ids, where)
 
 
 @pytest.mark.parametrize(

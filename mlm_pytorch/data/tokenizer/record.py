@@ -84,6 +84,20 @@ class Tokenizer:
         with _explained(self):
             return [encoding.ids for encoding in encode(list(texts), add_special_tokens=False)]
 
+    def encode_spans(self, text: str, *, understood: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of one text without framing, and which characters of it each stands for: [start, end).
+
+        Args:
+            text: of a size that a page can show; a corpus goes through `encode_arrays`.
+            understood: whether special tokens written in it, such as "[MASK]", are these tokens.
+
+        Raises ValueError for a text that the tokenizer cannot express, as one of words where it knows numbers only.
+        """
+        backend = self.backend if understood else self._corpus_backend
+        with _explained(self):
+            encoding = backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts end to end (uint32), and how many each has (int64).
 
