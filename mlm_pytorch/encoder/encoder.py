@@ -227,7 +227,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
     def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
-        """(..., W) from (..., W); `attend` maps (..., 3, H, E) to (..., W). Given `positions` (K,), all tokens are seen,
+        """(..., W) from (..., W); `attend` maps (..., 3, H, E) to (..., W). Given `positions` (K,), all are seen,
         but the layer goes on with those only: (K, W).
         """
         attended = attend(self.before(x))

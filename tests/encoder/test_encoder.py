@@ -99,6 +99,7 @@ def test_logits_at_positions_equal_those_of_all_in_value_and_gradient(changes, l
     assert logits_at(ours, ours.output_head, positions, ids, **arguments).equal(gradients[1][0])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at it while tracing
 def test_compiled_layers_compute_the_same_with_few_graphs():
     ours, _ = pair()
     results = []
