@@ -13,7 +13,14 @@ from typing import Annotated
 
 import tyro
 
-from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PrepareConfig
+from mlm_pytorch.cli.options import (
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FillConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from mlm_pytorch.training.config import TrainConfig
 
 Command = (
@@ -23,6 +30,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[FillConfig, tyro.conf.subcommand("fill")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
 )
 
 
@@ -90,3 +98,7 @@ def run(command: object) -> None:
             from mlm_pytorch.cli.models import export_command
 
             export_command(command)
+        case ReportConfig():
+            from mlm_pytorch.cli.report import report_command
+
+            report_command(command)
