@@ -7,8 +7,9 @@ from mlm_pytorch.training.metrics import Display
 
 def report_command(config: ReportConfig) -> None:
     """`mlm report`."""
-    if config.samples < 0:
-        raise ValueError(f"--samples {config.samples} is negative; give 0 for none")
+    for name in ("samples", "held_out_tokens"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} is negative; give 0 for none")
     writer = ReportWriter(config.runs, config.out)
     with Display() as display:
 

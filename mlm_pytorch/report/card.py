@@ -16,7 +16,7 @@ import yaml
 from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.report.curves import AXES, HELD_OUT, TRAINING, parsed
-from mlm_pytorch.report.facts import RunFacts, read_run
+from mlm_pytorch.report.facts import read_run
 from mlm_pytorch.report.views import short
 from mlm_pytorch.training.metrics import clock
 
@@ -58,7 +58,7 @@ class CardFacts:
     splits: Mapping[str, SplitInfo] = field(default_factory=dict)
     seq_len: int | None = None
     results: Mapping[str, float] = field(default_factory=dict)
-    mask_token: str = "[MASK]"
+    mask_token: str = "[MASK]"  # noqa: S105 -- no password
     words_bring_blanks: bool = False
     is_text: bool = True
 
@@ -230,8 +230,8 @@ for row in logits[masks].softmax(-1):
     print([(tokenizer.decode([i]), round(p, 3)) for p, i in zip(best.values.tolist(), best.indices.tolist())])
 ```
 
-Sentence or token features come from `AutoModel.from_pretrained(folder)`; `AutoModelForSequenceClassification` and its kin
-put a new head on it, to be trained."""
+`AutoModel.from_pretrained(folder)` gives a vector for each token; `AutoModelForSequenceClassification` and its kin put
+a new head on it, to be trained."""
 
 
 def _data(facts: CardFacts) -> str:
@@ -322,8 +322,8 @@ def _results(facts: CardFacts) -> str:
     text = _table(("measure", "value"), rows)
     if "valid_loss" in found:
         text += (
-            "\n\nMeasured during training, on the first part of the held-out documents at fixed positions, each shown as "
-            "the mask token. Losses of models with different tokenizers do not compare."
+            "\n\nMeasured during training, on the first part of the held-out documents at fixed positions, each shown "
+            "as the mask token. Losses of models with different tokenizers do not compare."
         )
     return text
 
@@ -334,9 +334,9 @@ def _limits(facts: CardFacts) -> str:
         limits.append(f"Trained on pieces of at most {facts.seq_len:,} tokens; longer inputs were never seen.")
     limits += [
         "It repeats the prejudices, errors and gaps of its corpus, and was neither filtered nor examined for them.",
-        "The held-out loss says how well it predicts text like its corpus. How it does on other text, or on a task, has "
+        "The held-out loss says how well it predicts what is like its corpus. How it does elsewhere, or on a task, has "
         "to be measured.",
-        "It predicts masked tokens from both sides: it does not write text, and its probabilities are not those of facts.",
+        "It predicts masked tokens from both sides: it does not write text, and what it finds likely need not be true.",
     ]
     if facts.is_text:
         limits.insert(1, "It knows the languages and subjects of its corpus, and no others.")

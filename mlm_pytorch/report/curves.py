@@ -55,7 +55,7 @@ class Buckets:
         self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
 
     def __len__(self) -> int:
-        return -(-self.num_lines // self.width)
+        return math.ceil(self.num_lines / self.width)
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Count lines in their order; a field may be absent, and what is no number is as good as absent."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from mlm_pytorch.data.manifest import MANIFEST, Manifest
+from mlm_pytorch.data.manifest import Manifest
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.run import CONFIG, STORE
 

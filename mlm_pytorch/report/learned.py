@@ -190,6 +190,8 @@ def _sample(
         label = int(masked.labels[k])
         shown_as = bare or (visible(text) if text else token_name(tokenizer, label))
         fragments.append(Fragment(shown_as, probabilities[k], candidates[k][0][0] == label, named))
+        if text[len(text.rstrip()) :] and (bare or "\n" in text):
+            fragments.append(Fragment(text[len(text.rstrip()) :] if bare else "\n"))
     return Sample(store.source(index), tuple(fragments), is_cut=store.length(index) > SHOWN_TOKENS)
 
 
@@ -249,9 +251,9 @@ def token_name(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def visible(text: str) -> str:
-    """White space as signs that can be seen.
+    r"""White space as signs that can be seen.
 
-    >>> visible(" \\n")
+    >>> visible(" \n")
     '␣⏎'
     """
     return "".join({"\n": "⏎", "\t": "⇥", "\r": "␍"}.get(char, "␣") for char in text) or "∅"

@@ -69,9 +69,9 @@ const onAxis = (value, axis) => (axis === "seconds" ? clock(value) : axis === "s
 const TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 864000];
 function niceStep(span, count, axis) {
   const wanted = span / Math.max(1, count);
-  if (axis === "seconds" && wanted > 0.5 && wanted <= 864000) return TIMES.find((step) => step >= wanted);
+  if (axis === "seconds" && wanted > 0.5 && wanted <= 864000) return TIMES.find((step) => step >= wanted * 0.85);
   const power = 10 ** Math.floor(Math.log10(wanted));
-  return power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= wanted * (1 - 1e-9));
+  return power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= wanted * 0.85);
 }
 function ticks([low, high], count, scale, axis) {
   if (scale === "log") {
@@ -100,7 +100,7 @@ const data = store ? JSON.parse(store.textContent) : { runs: [], charts: [], lab
 const state = { axis: "tokens", scale: "linear", hidden: new Set() };
 
 function smoothed(values) {
-  const reach = Math.max(1, Math.round(values.length / 80));
+  const reach = Math.max(1, Math.round(values.length / 40));
   if (values.length < 20) return values;
   const sums = [0], counts = [0];
   for (const value of values) {
@@ -108,9 +108,10 @@ function smoothed(values) {
     counts.push(counts[counts.length - 1] + (value === null ? 0 : 1));
   }
   return values.map((value, i) => {
-    const near = Math.min(reach, i, values.length - 1 - i); // as far on both sides: the ends do not lag behind
-    const count = counts[i + near + 1] - counts[i - near];
-    return value === null || !count ? null : (sums[i + near + 1] - sums[i - near]) / count;
+    // As far on both sides at the start, so that a steep fall is not blunted; at the end as far back as anywhere else.
+    const first = i - Math.min(reach, i), end = Math.min(values.length, i + Math.min(reach, i) + 1);
+    const count = counts[end] - counts[first];
+    return value === null || !count ? null : (sums[end] - sums[first]) / count;
   });
 }
 
@@ -192,9 +193,9 @@ function draw(figure) {
   for (const value of ticks(range, chart.is_wide ? 6 : 4, "linear")) {
     const y = up(value).toFixed(1);
     svg.append(make("line", { class: "rule", x1: box.left, x2: box.right, y1: y, y2: y }));
-    svg.append(make("text", { x: box.left - 7, y: Number(y) + 3.7, "text-anchor": "end" }, written(value, chart.format, 3)));
+    svg.append(make("text", { x: box.left - 7, y: Number(y) + 3.7, "text-anchor": "end" }, written(value, chart.format, chart.format === "percent" ? 4 : 3)));
   }
-  for (const value of ticks(domain, Math.floor(width / 90), state.scale, state.axis)) {
+  for (const value of ticks(domain, Math.round(width / 80), state.scale, state.axis)) {
     const x = along(value);
     const anchor = x > width - 22 ? "end" : "middle";
     svg.append(make("line", { class: "axis", x1: x.toFixed(1), x2: x.toFixed(1), y1: box.bottom, y2: box.bottom + 4 }));
@@ -353,12 +354,16 @@ function key() {
   const one = Math.max(1, ...widths);
   const parts = [];
   if (data.runs.length === 1) {
-    line.append(html("span", "swatch b0"), " training ");
-    if (data.runs[0].held_out.step) line.append(" ", html("span", "swatch b1"), " held out ");
-    parts.push("");
+    const named = [["b0", "training"]];
+    if (data.runs[0].held_out.step) named.push(["b1", "held out"]);
+    for (const [colour, name] of named) {
+      const entry = html("span", "entry");
+      entry.append(html("span", `swatch ${colour}`), ` ${name}`);
+      line.append(entry);
+    }
   } else parts.push("Thick lines with points are held out.");
   parts.push(one > 1 ? `A point stands for up to ${one.toLocaleString("en")} steps; the shade reaches from their lowest to their highest value.` : "The faint line is each step, the strong one their moving mean.");
-  line.append(parts.join(" ").trim().replace(/^/, " "));
+  line.append(parts.join(" "));
 }
 
 // -- samples ----------------------------------------------------------------------------------------------------------
@@ -370,7 +375,7 @@ function explain(sample, words, index) {
   head.append(html("b", "", row.cells[0].textContent), ` got ${row.cells[1].textContent}. Likeliest:`);
   for (const cell of [...row.cells].slice(2)) {
     const item = html("li"), bar = make("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
-    bar.append(make("rect", { class: "track", width: 100, height: 8, rx: 1 }), make("rect", { class: "value", width: 100 * Number(cell.dataset.p), height: 8, rx: 1 }));
+    bar.append(make("rect", { class: "track", width: 100, height: 8, rx: 1 }), make("rect", { class: "value f0", width: 100 * Number(cell.dataset.p), height: 8, rx: 1 }));
     item.append(html("bdi", "", cell.querySelector("bdi").textContent), bar, html("span", "", cell.querySelector("small").textContent));
     list.append(item);
   }

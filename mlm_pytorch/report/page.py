@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -34,6 +35,7 @@ from mlm_pytorch.training.trainer import native_precision
 HELD_OUT_TOKENS = 1 << 16  # predicted from by default: about ten thousand targets
 SAMPLES = 6
 WORDS_COUNTED = 64  # pieces decoded to count words in
+MOST_NAMES = 4  # in the title
 LEVELS = (0.01, 0.1, 0.5, 0.9)  # probabilities at which a masked word's colour changes
 
 
@@ -158,10 +160,8 @@ def _read_corpus(facts: RunFacts) -> _Corpus:
     except (ValueError, OSError) as error:
         notes.append(f"The corpus cannot be read: {error}.")
     if tokenizer is not None and held_out is not None:
-        try:
+        with suppress(ValueError):  # this tokenizer's ids do not show words: that part of the breakdown is left out
             words = derive_words(tokenizer.backend)
-        except ValueError:  # this tokenizer's ids do not show words: that part of the breakdown is left out
-            pass
     return _Corpus(held_out, tokenizer, words, occurrences, counted, tuple(notes))
 
 
@@ -266,7 +266,7 @@ def _render(
             f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
             "base-uri 'none'; form-action 'none'"
         ),
-        title=" · ".join(names),
+        title=" · ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs",
         style=style,
         script=script,
         data=_json(data),

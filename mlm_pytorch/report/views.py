@@ -59,10 +59,10 @@ CHARTS = (
     Chart("accuracy", "Accuracy", "of predicted tokens", ("accuracy",), ("valid_accuracy",), "percent", is_noisy=True),
     Chart("lr", "Learning rate", "", ("lr",), format="scientific"),
     Chart("mask_prob", "Masking rate", "of tokens predicted", ("mask_prob",), format="percent"),
-    Chart("tokens_per_second", "Throughput", "tokens per second", ("tokens_per_second",), format="count", is_noisy=True),
-    Chart("peak_share", "Share of peak", "of the matrix-product peak", ("peak_share",), format="percent", is_noisy=True),
+    Chart("tokens_per_second", "Throughput", "tokens per second", ("tokens_per_second",), (), "count", is_noisy=True),
+    Chart("peak_share", "Share of peak", "of the matrix-product peak", ("peak_share",), (), "percent", is_noisy=True),
     Chart("grad_norm", "Gradient norm", "before clipping", ("grad_norm",), is_noisy=True),
-    Chart("fill", "Fill", "of packs that is no padding", ("fill",), format="percent"),
+    Chart("fill", "Fill", "of packs that is no padding", ("fill",), format="percent", is_noisy=True),
     Chart("memory_bytes", "Memory", "at its peak", ("memory_bytes",), format="bytes"),
     Chart("skipped_steps", "Skipped steps", "since the start", ("skipped_steps",), format="count"),
 )
@@ -167,10 +167,11 @@ def tiles(facts: RunFacts, curves: Curves) -> list[Tile]:
     last, score = curves.training.last, curves.held_out.last
     found: list[Tile] = []
     if "valid_loss" in score:
-        best = f"lowest {curves.best[0]:.4f}" if curves.best else ""
-        if curves.best and curves.best[1] is not None:
-            best += f" at step {curves.best[1]:,}"
-        found.append(Tile("Held-out loss", f"{score['valid_loss']:.3f}", best + " · nats per predicted token"))
+        note = "nats per predicted token"
+        if curves.best and curves.best[0] < score["valid_loss"]:
+            where = "" if curves.best[1] is None else f" at step {curves.best[1]:,}"
+            note = f"nats per token; lowest {curves.best[0]:.3f}{where}"
+        found.append(Tile("Held-out loss", f"{score['valid_loss']:.3f}", note))
     if "valid_accuracy" in score:
         found.append(Tile("Held-out accuracy", f"{score['valid_accuracy']:.1%}", "of predicted tokens"))
     recent = curves.training.recent("loss")
@@ -185,11 +186,13 @@ def tiles(facts: RunFacts, curves: Curves) -> list[Tile]:
     speed = typical(curves.training, "tokens_per_second")
     if speed is not None:
         peak = typical(curves.training, "peak_share")
-        found.append(Tile("Tokens per second", short(speed), f"{peak:.0%} of the peak" if peak is not None else "median"))
+        note = "median" if peak is None else f"median; {peak:.0%} of the device's peak"
+        found.append(Tile("Tokens per second", short(speed), note))
     if facts.num_parameters:
         found.append(Tile("Parameters", short(facts.num_parameters), str(facts.config.get("model", ""))))
     if curves.training.has("memory_bytes"):
-        found.append(Tile("Memory", written(float(np.nanmax(curves.training.high("memory_bytes"))), "bytes"), "at its peak"))
+        most = float(np.nanmax(curves.training.high("memory_bytes"), initial=0.0))
+        found.append(Tile("Memory", written(most, "bytes"), "at its peak"))
     return found
 
 
@@ -211,7 +214,7 @@ def _epochs(facts: RunFacts, tokens: float) -> str:
         return ""
     split, special = facts.manifest.splits["train"], facts.manifest.special
     whole = split.tokens + split.pieces * (len(special.prefix) + len(special.suffix))
-    return f"{tokens / whole:.3g} × the corpus" if whole else ""
+    return f"{tokens / whole:.2g} epochs" if whole else ""
 
 
 def comparison(names: Sequence[str], facts: Sequence[RunFacts], curves: Sequence[Curves]) -> Table:
