@@ -86,7 +86,7 @@ class Breakdown:
                 total += values[:, segment == index].sum(1)
 
     def groups(self) -> dict[str, dict[str, Group]]:
-        """Groups by "frequency" (in this corpus or `occurrences`), "word", "length" (of the piece, framed), "source"."""
+        """Groups by "frequency" (here, or in `occurrences`), "word", "length" (of the piece, framed) and "source"."""
         rate = self._occurrences * 1e6 / max(1, self._occurrences.sum())
         upper = float("inf")
         frequency: dict[str, np.ndarray] = {}

@@ -58,6 +58,7 @@ function clock(seconds) {
 function written(value, format, digits = 4) {
   if (value === null || value === undefined) return "–";
   if (format === "percent") return `${Number((100 * value).toPrecision(digits))}%`;
+  if (value === 0) return "0";
   if (format === "bytes") return `${Number((value / 2 ** 30).toPrecision(Math.min(digits, 3)))} GiB`;
   if (format === "count") return short(value);
   const size = Math.abs(value);
@@ -99,20 +100,22 @@ const store = document.getElementById("data");
 const data = store ? JSON.parse(store.textContent) : { runs: [], charts: [], labels: {} };
 const state = { axis: "tokens", scale: "linear", hidden: new Set() };
 
+const medians = new WeakMap();
+
+/** A moving median: it follows the curve, and one spike does not move it. */
 function smoothed(values) {
-  const reach = Math.max(1, Math.round(values.length / 40));
   if (values.length < 20) return values;
-  const sums = [0], counts = [0];
-  for (const value of values) {
-    sums.push(sums[sums.length - 1] + (value ?? 0));
-    counts.push(counts[counts.length - 1] + (value === null ? 0 : 1));
+  if (!medians.has(values)) {
+    const reach = Math.max(2, Math.round(values.length / 40));
+    medians.set(values, values.map((value, i) => {
+      if (value === null) return null;
+      // As far on both sides at the start, so that a steep fall is not blunted; at the end as far back as anywhere else.
+      const near = values.slice(i - Math.min(reach, i), i + Math.min(reach, i) + 1).filter((one) => one !== null);
+      near.sort((a, b) => a - b);
+      return near[near.length >> 1];
+    }));
   }
-  return values.map((value, i) => {
-    // As far on both sides at the start, so that a steep fall is not blunted; at the end as far back as anywhere else.
-    const first = i - Math.min(reach, i), end = Math.min(values.length, i + Math.min(reach, i) + 1);
-    const count = counts[end] - counts[first];
-    return value === null || !count ? null : (sums[end] - sums[first]) / count;
-  });
+  return medians.get(values);
 }
 
 /** What a chart draws: an entry per run and field, with its points on the chosen axis. */
@@ -150,15 +153,20 @@ function span(list) {
   return low <= high ? [low, high] : null;
 }
 
+function quantile(list, share) {
+  const sorted = list.filter((value) => value !== null && value !== undefined).sort((a, b) => a - b);
+  return sorted[Math.round(share * (sorted.length - 1))];
+}
+
 /** The range of values: all of the lines, and of the extremes as much as leaves the lines to be seen. */
 function valueRange(chart, drawn) {
-  const lines = span(drawn.flatMap((one) => (one.isHeld ? one.mean : one.line)));
+  const lines = span(drawn.flatMap((one) => one.line));
   if (!lines) return [0, 1];
-  let [low, high] = lines;
-  const extremes = span(drawn.flatMap((one) => [...(one.low ?? one.mean), ...(one.high ?? one.mean)]));
-  const room = Math.max(high - low, Math.abs(high) * 0.02);
-  low = Math.max(extremes[0], low - 0.6 * room);
-  high = Math.min(extremes[1], high + 0.6 * room);
+  const lows = drawn.flatMap((one) => one.low ?? one.mean), highs = drawn.flatMap((one) => one.high ?? one.mean);
+  let low = Math.min(lines[0], quantile(lows, 0.02)), high = Math.max(lines[1], quantile(highs, 0.98));
+  const room = 0.3 * (high - low);
+  low = Math.min(low, Math.max(span(lows)[0], low - room));
+  high = Math.max(high, Math.min(span(highs)[1], high + room));
   if (["lr", "mask_prob", "tokens_per_second", "memory_bytes", "skipped_steps", "grad_norm", "peak_share"].includes(chart.id)) low = Math.min(0, low);
   if (chart.id === "fill") low = Math.min(low, high - 0.01);
   const least = Math.max(Math.abs(high) * 1e-3, 1e-12);
@@ -176,7 +184,7 @@ function draw(figure) {
   const { chart, plot } = figure;
   const width = Math.max(240, Math.round(plot.clientWidth)), height = chart.is_wide ? Math.min(360, Math.max(240, Math.round(width * 0.42))) : 190;
   const drawn = series(chart).filter((one) => !one.hidden);
-  const box = { left: 46, right: width - 14, top: 8, bottom: height - 24 };
+  const box = { left: 52, right: width - 14, top: 8, bottom: height - 24 };
   const isLog = state.scale === "log";
   const xs = span(drawn.flatMap((one) => (isLog ? one.x.filter((value) => value > 0) : one.x))) ?? [1, 10];
   const domain = isLog ? [xs[0], Math.max(xs[1], xs[0] * 1.01)] : [0, xs[1] || 1];
@@ -190,16 +198,17 @@ function draw(figure) {
   const clip = make("clipPath", { id: `clip-${chart.id}` });
   clip.append(make("rect", { x: box.left, y: box.top - 1, width: box.right - box.left + 1, height: box.bottom - box.top + 2 }));
   svg.append(clip);
-  for (const value of ticks(range, chart.is_wide ? 6 : 4, "linear")) {
+  const unit = chart.format === "bytes" ? 2 ** 30 : 1;
+  for (const value of ticks(range.map((end) => end / unit), chart.is_wide ? 6 : 4, "linear").map((tick) => tick * unit)) {
     const y = up(value).toFixed(1);
     svg.append(make("line", { class: "rule", x1: box.left, x2: box.right, y1: y, y2: y }));
     svg.append(make("text", { x: box.left - 7, y: Number(y) + 3.7, "text-anchor": "end" }, written(value, chart.format, chart.format === "percent" ? 4 : 3)));
   }
   for (const value of ticks(domain, Math.round(width / 80), state.scale, state.axis)) {
     const x = along(value);
-    const anchor = x > width - 22 ? "end" : "middle";
+    const anchor = x > width - 22 ? "end" : "middle"; // the last one must not leave the page
     svg.append(make("line", { class: "axis", x1: x.toFixed(1), x2: x.toFixed(1), y1: box.bottom, y2: box.bottom + 4 }));
-    svg.append(make("text", { x: (anchor === "end" ? width : x).toFixed(1), y: box.bottom + 17, "text-anchor": anchor }, value === 0 ? "0" : onAxis(value, state.axis)));
+    svg.append(make("text", { x: (anchor === "end" ? Math.min(width, x + 14) : x).toFixed(1), y: box.bottom + 17, "text-anchor": anchor }, value === 0 ? "0" : onAxis(value, state.axis)));
   }
   svg.append(make("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
 
@@ -362,7 +371,7 @@ function key() {
       line.append(entry);
     }
   } else parts.push("Thick lines with points are held out.");
-  parts.push(one > 1 ? `A point stands for up to ${one.toLocaleString("en")} steps; the shade reaches from their lowest to their highest value.` : "The faint line is each step, the strong one their moving mean.");
+  parts.push(one > 1 ? `A point stands for up to ${one.toLocaleString("en")} steps; the shade reaches from their lowest to their highest value.` : "The faint line is each step, the strong one their moving median.");
   line.append(parts.join(" "));
 }
 

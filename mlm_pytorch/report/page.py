@@ -261,24 +261,28 @@ def _render(
         for name, fact, corpus, seen, said in zip(names, facts, corpora, learned, notes, strict=True)
     ]
     several = len(facts) > 1
-    return _environment().from_string(_asset("page.html")).render(
-        policy=(
-            f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        title=" · ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs",
-        style=style,
-        script=script,
-        data=_json(data),
-        charts=[(chart, views.chart_tables(chart, names, curves)) for chart in charts],
-        tiles=[] if several else views.tiles(facts[0], curves[0]),
-        comparison=views.comparison(names, facts, curves) if several else None,
-        differences=views.differences(names, facts) if several else None,
-        axes=views.axes(learned),
-        runs=runs,
-        names=names,
-        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=metadata.version("mlm-pytorch"),
+    return (
+        _environment()
+        .from_string(_asset("page.html"))
+        .render(
+            policy=(
+                f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
+                "base-uri 'none'; form-action 'none'"
+            ),
+            title=" · ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs",
+            style=style,
+            script=script,
+            data=_json(data),
+            charts=[(chart, views.chart_tables(chart, names, curves)) for chart in charts],
+            tiles=[] if several else views.tiles(facts[0], curves[0]),
+            comparison=views.comparison(names, facts, curves) if several else None,
+            differences=views.differences(names, facts) if several else None,
+            axes=views.axes(learned),
+            runs=runs,
+            names=names,
+            written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            version=metadata.version("mlm-pytorch"),
+        )
     )
 
 
@@ -301,7 +305,7 @@ def _percent(share: float) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("mlm_pytorch.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

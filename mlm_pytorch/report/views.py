@@ -41,9 +41,7 @@ class Chart:
         """Whether any run has something to draw; skipped steps are drawn only where steps were skipped."""
         if self.id == "skipped_steps":
             return any(c.training.last.get("skipped_steps", 0) > 0 for c in curves)
-        return any(
-            any(map(c.training.has, self.training)) or any(map(c.held_out.has, self.held_out)) for c in curves
-        )
+        return any(any(map(c.training.has, self.training)) or any(map(c.held_out.has, self.held_out)) for c in curves)
 
 
 CHARTS = (
@@ -214,7 +212,9 @@ def _epochs(facts: RunFacts, tokens: float) -> str:
         return ""
     split, special = facts.manifest.splits["train"], facts.manifest.special
     whole = split.tokens + split.pieces * (len(special.prefix) + len(special.suffix))
-    return f"{tokens / whole:.2g} epochs" if whole else ""
+    if not whole:
+        return ""
+    return f"{tokens / whole:,.0f} epochs" if tokens >= 10 * whole else f"{tokens / whole:.2g} epochs"
 
 
 def comparison(names: Sequence[str], facts: Sequence[RunFacts], curves: Sequence[Curves]) -> Table:
