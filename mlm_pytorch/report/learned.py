@@ -140,8 +140,8 @@ def count_sample(store: TokenStore, num_tokens: int = COUNTED_TOKENS) -> tuple[n
 
 def _spread(store: TokenStore, num_tokens: int) -> np.ndarray:
     """Indices of pieces at even distances, with about `num_tokens` tokens together."""
-    share = min(1.0, num_tokens / max(1, store.num_tokens))
-    return np.linspace(0, len(store) - 1, math.ceil(len(store) * share)).astype(np.int64)
+    count = math.ceil(len(store) * min(1.0, num_tokens / max(1, store.num_tokens)))
+    return ((np.arange(count) + 0.5) * len(store) / max(1, count)).astype(np.int64)
 
 
 def _packs(store: TokenStore, pieces: np.ndarray) -> Iterator[Pack]:

@@ -125,8 +125,8 @@ function series(chart) {
     for (const part of ["training", "held_out"]) {
       for (const field of chart[part]) {
         const values = run[part][field];
-        const x = run[part][state.axis] ?? run[part].step;
-        if (!values || !x) continue;
+        const x = run[part][state.axis];
+        if (!values || !x) continue; // a run of an older version may not know its tokens or its time
         const isHeld = part === "held_out";
         const name = [data.runs.length > 1 ? run.name : "", data.labels[field] ?? (data.runs.length > 1 ? "" : chart.title.toLowerCase())];
         found.push({
@@ -339,7 +339,8 @@ function control() {
     radio.disabled = !data.runs.some((run) => run.training[radio.value]);
     radio.closest("label").hidden = radio.disabled;
   }
-  const first = controls.querySelector('[name="axis"]:not(:disabled)');
+  const possible = [...controls.querySelectorAll('[name="axis"]:not(:disabled)')];
+  const first = possible.find((radio) => data.runs.every((run) => run.training[radio.value])) ?? possible[0];
   if (first) { first.checked = true; state.axis = first.value; }
   controls.addEventListener("change", (event) => {
     const { name, value, checked } = event.target;
@@ -372,6 +373,7 @@ function key() {
     }
   } else parts.push("Thick lines with points are held out.");
   parts.push(one > 1 ? `A point stands for up to ${one.toLocaleString("en")} steps; the shade reaches from their lowest to their highest value.` : "The faint line is each step, the strong one their moving median.");
+  if (data.runs.some((run) => Object.values(run.training).some((values) => values.bad))) parts.push("A red tip marks a value that is not finite.");
   line.append(parts.join(" "));
 }
 
