@@ -1,6 +1,6 @@
 """The report's page: how large, how soon open, how soon rewritten. In headless Chromium, which must be installed.
 
-Bars: the page of a run of ten minutes has at most 2 MB and opens in 1 s; one of a million lines of metrics opens in 2 s.
+Bars: the page of a run of ten minutes has at most 2 MB and opens in 1 s; one of a million metric lines opens in 2 s.
 
     python benchmarks/report.py --corpus train.jsonl.gz        # trains for ten minutes, then measures
     python benchmarks/report.py --run runs/of-ten-minutes
@@ -144,7 +144,8 @@ def opening(page_file: Path, browser: Browser) -> float:
     page.wait_for_selector("html[data-ready]", state="attached")
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     seconds = time.perf_counter() - start
-    assert page.locator("figure.chart path.curve").count() >= 7 and not complaints, complaints
+    assert page.locator("figure.chart path.curve").count() >= 7
+    assert not complaints, complaints
     context.close()
     return seconds
 

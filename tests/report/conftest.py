@@ -11,7 +11,7 @@ import pytest
 from mlm_pytorch.cli import main
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1> {{ 7*7 }} & <!-- --> ]]>"
-WORDS = "the cat sat on a mat and dog ran to its own red house by old river".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "red", "house", "by", "old", "river"]
 
 
 def write(path: Path, count: int) -> Path:

@@ -36,7 +36,7 @@ def test_the_whole_split_gives_what_evaluation_gives(parts):
 
 
 def test_samples_are_held_out_pieces_with_the_evaluations_masks(parts):
-    model, tokenizer, held_out = parts
+    _, tokenizer, held_out = parts
     found = seen(parts, num_tokens=0)
     assert found.result is None and found.groups == {} and len(found.samples) == 3
     texts = [tokenizer.backend.decode(held_out.piece(i).tolist()) for i in range(len(held_out))]
