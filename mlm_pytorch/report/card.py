@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import yaml
 from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.report.curves import AXES, HELD_OUT, TRAINING, parsed
-from mlm_pytorch.report.facts import read_run
+from mlm_pytorch.report.facts import read_run, version
 from mlm_pytorch.report.views import short
 from mlm_pytorch.training.metrics import clock
 
@@ -296,7 +295,7 @@ def _recipe(facts: CardFacts) -> str:
             rows.append((label, _code(str(value))))
     if facts.config and facts.config.get("lr") is None:
         rows.append(("peak learning rate", "the optimizer's default"))
-    rows.append(("mlm-pytorch", metadata.version("mlm-pytorch")))
+    rows.append(("mlm-pytorch", version()))
     return _table(("option", "value"), rows)
 
 

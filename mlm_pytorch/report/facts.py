@@ -8,6 +8,7 @@ import shlex
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlm_pytorch.training.run import CONFIG, STORE
 
 RUN_FACTS = "run.json"
 _LARGEST = 1 << 22  # bytes of a small file that is read whole
+_PROGRAM = re.compile(r"^\S*[/\\](mlm|__main__\.py) ")  # however the program was started
 _HIDDEN = re.compile(r"token$|secret|password|api.?key", re.IGNORECASE)  # of an environment, should one be recorded
 
 
@@ -50,6 +52,14 @@ class RunFacts:
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name or str(self.folder)
+
+
+def version() -> str:
+    """This program's version; a checkout that is not installed has none to tell."""
+    try:
+        return metadata.version("mlm-pytorch")
+    except metadata.PackageNotFoundError:
+        return "(a checkout)"
 
 
 def read_run(folder: Path, export: Path | None = None) -> RunFacts:
@@ -137,7 +147,8 @@ def count_parameters(weights: Path) -> int | None:
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Nested facts as pairs of a path and a text, for a table.
 
-    Of a list of objects (sittings), the last is told and the number of them. What looks like a credential is not told.
+    Of a list of objects (sittings), the number is told where there are several, and the last. What looks like a
+    credential is not told.
 
     >>> dict(flat({"versions": {"torch": "2.13.0"}, "cores": 2}))
     {'versions · torch': '2.13.0', 'cores': '2'}
@@ -150,12 +161,17 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict):
             yield from flat(value, path)
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            yield f"{label}, how many", str(len(value))
-            yield from flat(value[-1], f"{path}, last")
+            if len(value) > 1:
+                yield label, f"{len(value)}, of which this is the last:"
+            yield from flat(value[-1], above)
         elif isinstance(value, list):
             yield label, ", ".join(map(str, value))
         elif value is not None:
-            yield label, number(value) if isinstance(value, int | float) else str(value)
+            in_bytes = path.endswith("bytes") and isinstance(value, int)
+            told = (
+                f"{value / 2**30:,.1f} GiB" if in_bytes else number(value) if isinstance(value, int | float) else value
+            )
+            yield label.removesuffix(" bytes"), str(told)
 
 
 def find(values: Any, *names: str) -> Any:
@@ -192,9 +208,9 @@ def command(facts: RunFacts) -> str:
     """The command line of a run: as it was recorded, else rebuilt from the options that differ from the defaults."""
     recorded = find(facts.recorded, "command", "command_line", "argv")
     if isinstance(recorded, str):
-        return recorded
+        return _PROGRAM.sub("mlm ", recorded)
     if isinstance(recorded, list) and recorded:
-        return shlex.join(map(str, recorded))
+        return _PROGRAM.sub("mlm ", shlex.join(map(str, recorded)))
     return shlex.join(["mlm", "train", *_arguments(facts.config)])
 
 

@@ -101,19 +101,23 @@ const data = store ? JSON.parse(store.textContent) : { runs: [], charts: [], lab
 const state = { axis: "tokens", scale: "linear", hidden: new Set() };
 
 const medians = new WeakMap();
+function moving(values, reach, summary) {
+  return values.map((value, i) => {
+    if (value === null) return null;
+    // As far on both sides at the start, so that a steep fall is not blunted; at the end as far back as anywhere else.
+    const near = Math.min(reach, i);
+    return summary(values.slice(i - near, i + near + 1).filter((one) => one !== null));
+  });
+}
 
-/** A moving median: it follows the curve, and one spike does not move it. */
+/** A moving median, and its moving mean over half as far: it follows the curve, and one spike does not move it. */
 function smoothed(values) {
   if (values.length < 20) return values;
   if (!medians.has(values)) {
     const reach = Math.max(2, Math.round(values.length / 40));
-    medians.set(values, values.map((value, i) => {
-      if (value === null) return null;
-      // As far on both sides at the start, so that a steep fall is not blunted; at the end as far back as anywhere else.
-      const near = values.slice(i - Math.min(reach, i), i + Math.min(reach, i) + 1).filter((one) => one !== null);
-      near.sort((a, b) => a - b);
-      return near[near.length >> 1];
-    }));
+    const median = (near) => near.sort((a, b) => a - b)[near.length >> 1];
+    const mean = (near) => near.reduce((sum, one) => sum + one, 0) / near.length;
+    medians.set(values, moving(moving(values, reach, median), reach >> 1, mean));
   }
   return medians.get(values);
 }

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mlm_pytorch.data.tokenizer import TokenCounter, Tokenizer, TokenizerReport,
 from mlm_pytorch.masking.words import derive_words
 from mlm_pytorch.report import views
 from mlm_pytorch.report.curves import HELD_OUT, TRAINING, Curves, axis_and_values
-from mlm_pytorch.report.facts import RunFacts, command, read_run
+from mlm_pytorch.report.facts import RunFacts, command, read_run, version
 from mlm_pytorch.report.learned import Learned, count_sample, look
 from mlm_pytorch.tokens import WordTable
 from mlm_pytorch.training.trainer import native_precision
@@ -281,7 +281,7 @@ def _render(
             runs=runs,
             names=names,
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=metadata.version("mlm-pytorch"),
+            version=version(),
         )
     )
 
