@@ -32,8 +32,8 @@ def machine(matmul_size: int = 2048) -> dict:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "matmul_float32_gflops": _matmul_gflops(matmul_size, torch.float32, "cpu"),
-        "matmul_bfloat16_gflops": _matmul_gflops(matmul_size, torch.bfloat16, "cpu"),
+        "matmul_float32_gflops": matmul_gflops(matmul_size, torch.float32, "cpu"),
+        "matmul_bfloat16_gflops": matmul_gflops(matmul_size, torch.bfloat16, "cpu"),
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -41,7 +41,7 @@ def machine(matmul_size: int = 2048) -> dict:
             "gpu": properties.name,
             "gpu_count": torch.cuda.device_count(),
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-            "gpu_matmul_bfloat16_gflops": _matmul_gflops(4 * matmul_size, torch.bfloat16, "cuda"),
+            "gpu_matmul_bfloat16_gflops": matmul_gflops(4 * matmul_size, torch.bfloat16, "cuda"),
         }
     return description
 
@@ -61,7 +61,8 @@ def write_result(name: str, result: dict) -> Path:
     return path
 
 
-def _matmul_gflops(size: int, dtype: torch.dtype, device: str, repeats: int = 5) -> float:
+def matmul_gflops(size: int, dtype: torch.dtype, device: str, repeats: int = 5) -> float:
+    """Billions of floating-point operations per second of a product of square matrices, the median of some."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(repeats + 1):  # the first one sets kernels up and is not counted

@@ -13,7 +13,15 @@ from typing import Annotated
 
 import tyro
 
-from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PlayConfig, PrepareConfig
+from mlm_pytorch.cli.options import (
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FillConfig,
+    PlayConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from mlm_pytorch.training.config import TrainConfig
 
 Command = (
@@ -24,6 +32,7 @@ Command = (
     | Annotated[FillConfig, tyro.conf.subcommand("fill")]
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
 )
 
 
@@ -95,3 +104,7 @@ def run(command: object) -> None:
             from mlm_pytorch.cli.models import export_command
 
             export_command(command)
+        case ReportConfig():
+            from mlm_pytorch.cli.report import report_command
+
+            report_command(command)

@@ -113,6 +113,23 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Write one self-contained page about a run, or about several beside each other.
+
+    Example: mlm report runs/mine runs/other --out both.html
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    out: Path | None = None
+    """The file. By default report.html in the first run."""
+    samples: int = 6
+    """Held-out pieces of each run to show with their masks."""
+    held_out_tokens: int = 65536
+    """Held-out tokens of each run to measure accuracy by kind of token on; 0 for none."""
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Pretrain on the text of Python's own standard library: no download, about two minutes on two cores.
 

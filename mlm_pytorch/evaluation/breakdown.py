@@ -35,6 +35,8 @@ class Breakdown:
         special: what the vocabulary reserves.
         words: where words begin, or None where the ids do not show it.
         source: where a piece of the current pack came from, by its number; None leaves sources out.
+        occurrences: (V,) how often each id occurs in a corpus, to say which are frequent. By default counted in the
+            packs themselves, which must be many to hold what is rare.
 
     Example:
         >>> breakdown = Breakdown(store.special, derive_words(tokenizer.backend), store.source)
@@ -48,9 +50,11 @@ class Breakdown:
         special: SpecialTokens,
         words: WordTable | None = None,
         source: Callable[[int], str | None] | None = None,
+        occurrences: np.ndarray | None = None,
     ):
         self.special, self.words, self.source = special, words, source
-        self._occurrences = np.zeros(special.num_tokens, np.int64)
+        self._counts_itself = occurrences is None
+        self._occurrences = np.zeros(special.num_tokens, np.int64) if occurrences is None else occurrences
         self._by_id = np.zeros((3, special.num_tokens))
         self._by_word = np.zeros((3, 2))
         self._by_length = np.zeros((3, 64))
@@ -60,8 +64,9 @@ class Breakdown:
         """Count a pack: before masking, as masked, and (K,) losses and bools on the CPU, one per predicted token."""
         values = np.stack([np.ones(len(losses)), losses.double().numpy(), correct.double().numpy()])
         labels, positions = masked.labels.cpu().numpy(), masked.positions.cpu().numpy()
-        content = pack.input_ids[~np.isin(pack.input_ids, self.special.ids)]
-        self._occurrences += np.bincount(content, minlength=self.special.num_tokens)
+        if self._counts_itself:
+            content = pack.input_ids[~np.isin(pack.input_ids, self.special.ids)]
+            self._occurrences += np.bincount(content, minlength=self.special.num_tokens)
         self._by_id += _binned(labels, values, self.special.num_tokens)
         if self.words is not None:
             starts = self.words.starts_word(
@@ -81,7 +86,7 @@ class Breakdown:
                 total += values[:, segment == index].sum(1)
 
     def groups(self) -> dict[str, dict[str, Group]]:
-        """Groups by "frequency" (in this corpus), "word", "length" (of the piece, framed) and "source"."""
+        """Groups by "frequency" (here, or in `occurrences`), "word", "length" (of the piece, framed) and "source"."""
         rate = self._occurrences * 1e6 / max(1, self._occurrences.sum())
         upper = float("inf")
         frequency: dict[str, np.ndarray] = {}

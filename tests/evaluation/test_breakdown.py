@@ -44,5 +44,16 @@ def test_groups_are_what_they_say():
     assert "10,000 or more per million" in groups["frequency"] and "below 10 per million" not in groups["frequency"]
 
 
+def test_frequency_may_be_that_of_another_corpus():
+    torch.manual_seed(0)
+    model = Encoder(EncoderConfig(320, 32, 48, 2, 2, max_position_embeddings=64))
+    stream = PieceStream([Document(text, None) for text in TEXTS], TOKENIZER, 24, 128)
+    breakdown = Breakdown(TOKENIZER.special, occurrences=np.ones(TOKENIZER.special.num_tokens, np.int64))
+    result = masked_loss(model, stream, TOKENIZER.special, breakdown=breakdown)
+    (group,) = breakdown.groups()["frequency"].values()  # there all are equally frequent
+    assert list(breakdown.groups()["frequency"]) == ["1,000 to 10,000 per million"]
+    assert group.num_targets == result.num_targets
+
+
 def test_bits_per_byte():
     assert bits_per_byte(2 * np.log(2), num_tokens=30, num_bytes=120) == pytest.approx(0.5)
