@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from mlm_pytorch.cli.options import DemoConfig, EvaluateConfig, ExportConfig, FillConfig, PrepareConfig
+from mlm_pytorch.cli.options import DemoConfig, DoctorConfig, EvaluateConfig, ExportConfig, FillConfig, PrepareConfig
 from mlm_pytorch.training.config import TrainConfig
 
 Command = (
@@ -23,6 +23,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[FillConfig, tyro.conf.subcommand("fill")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -90,3 +91,7 @@ def run(command: object) -> None:
             from mlm_pytorch.cli.models import export_command
 
             export_command(command)
+        case DoctorConfig():
+            from mlm_pytorch.cli.doctor import doctor_command
+
+            doctor_command(command)
