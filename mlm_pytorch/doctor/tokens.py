@@ -23,6 +23,7 @@ BATCH_CHARACTERS = 1 << 18  # an encoding takes about a hundred times the memory
 SEQUENCES = ("kmer", "amino-acids")
 # Words are cut into 1.2 to 1.6 tokens where tokenizer and text fit, punctuation included (measured on English text with
 # vocabularies of 16k to 50k entries).
+FEW_ENTRIES = 300  # with fewer, a tokenizer is meant to cut text into letters or bytes
 USUAL_TOKENS_PER_WORD, MANY_TOKENS_PER_WORD = 1.6, 4.0
 
 
@@ -268,7 +269,8 @@ def check_fit(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
     characters = sum(len(text) for text, _ in rows)
     per_word, per_token = tokens / max(1, words), characters / max(1, tokens)
     seen = f"{per_word:.2f} tokens a word (usual: 1.2 to {USUAL_TOKENS_PER_WORD}), {per_token:.2f} characters a token"
-    by_letter = per_token < 1.3 or (tokenizer.kind or "").partition(":")[0] in (*SEQUENCES, "characters", "bytes")
+    by_letter = tokenizer.special.num_tokens <= FEW_ENTRIES
+    by_letter |= (tokenizer.kind or "").partition(":")[0] in (*SEQUENCES, "characters", "bytes")
     if by_letter or characters / max(1, words) > 30:  # sequences, or writing without blanks
         return Finding("fit", "green", "words do not count here", f"{per_token:.2f} characters a token", value=per_word)
     level = level_of(per_word, 2.2, MANY_TOKENS_PER_WORD)
@@ -459,15 +461,15 @@ def check_words(words: WordTable | str, encoded: Encoded, selection: str) -> Fin
             "words", "red", "Whole words cannot be told", words, "there is nothing to mask as a whole",
             "pass --selection tokens or spans",
         )  # fmt: skip
-    rows = [torch.from_numpy(row[:512]) for row in encoded.ids[:2000] if len(row) >= 8]
+    rows = [torch.tensor(row[:512]) for row in encoded.ids[:2000] if len(row) >= 8]
     if not rows:
         return Finding("words", "green", "documents are too short to tell", "none of 8 tokens or more")
     counts = np.array([int(words.starts_word(row).sum()) for row in rows])
     lengths = np.array([len(row) for row in rows])
     share = float((counts <= 2).mean())
     seen = (
-        f"{np.median(counts):,.0f} words a document (of its first 512 tokens), {lengths.sum() / counts.sum():.2f} tokens "
-        f"a word; {share:.1%} of documents of 8 tokens or more are 1 or 2 words"
+        f"{np.median(counts):,.0f} words a document (of its first 512 tokens), {lengths.sum() / counts.sum():.2f} "
+        f"tokens a word; {share:.1%} of documents of 8 tokens or more are 1 or 2 words"
     )
     if share < 0.004 or not needed:
         return Finding("words", "green", "documents are made of words", seen, value=share)
