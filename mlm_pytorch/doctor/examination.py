@@ -43,7 +43,7 @@ from mlm_pytorch.doctor.sample import (
     merge_samples,
     sample_store,
 )
-from mlm_pytorch.doctor.setup import Setup, check_setup
+from mlm_pytorch.doctor.setup import Setup, check_entries, check_setup
 from mlm_pytorch.doctor.text import check_texts
 from mlm_pytorch.doctor.tokens import (
     SEQUENCES,
@@ -376,6 +376,7 @@ class _Tokens:
             found.append(check_words(self.words, self.encoded, config.selection))
             found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total))
             found += self._masked()
+        found.append(check_entries(setup, tokenizer.special.num_tokens))
         self.findings = found + check_setup(setup, self.encoded.lengths)
 
     def _word_table(self) -> WordTable | str:

@@ -67,6 +67,24 @@ def check_positions(setup: Setup) -> Finding:
     )
 
 
+def check_entries(setup: Setup, num_tokens: int) -> Finding:
+    """Whether the model has an embedding for each of the tokenizer's tokens."""
+    rows = setup.config.vocab_size
+    if num_tokens <= rows:
+        return Finding(
+            "entries", "green", "every token has an embedding", f"{num_tokens:,} tokens, {rows:,} embeddings"
+        )
+    return Finding(
+        "entries",
+        "red",
+        "Tokens without an embedding",
+        f"the tokenizer has {num_tokens:,} tokens, the model {rows:,} embeddings",
+        "they do not belong together: training stops at once, or learns nonsense",
+        "leave --tokenizer out to take the model's own",
+        num_tokens / rows,
+    )
+
+
 def check_pack(setup: Setup) -> Finding:
     """Whether the longest piece fits a pack."""
     if setup.seq_len <= setup.pack_tokens:

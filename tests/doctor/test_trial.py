@@ -10,7 +10,7 @@ import torch
 from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.doctor import trial as trials
 from mlm_pytorch.doctor.masks import SampledPieces, check_masks, pieces_of
-from mlm_pytorch.doctor.setup import Setup, check_setup
+from mlm_pytorch.doctor.setup import Setup, check_entries, check_setup
 from mlm_pytorch.doctor.trial import (
     Resources,
     Trial,
@@ -127,6 +127,11 @@ def test_resources_are_positive():
 def test_setups(setup, changes, check, level):
     findings = check_setup(replace(setup, **changes), np.full(100, 40.0))
     assert next(f for f in findings if f.check == check).level == level
+
+
+def test_a_tokenizer_larger_than_the_model(setup):
+    assert check_entries(setup, 512).level == "green"
+    assert check_entries(setup, 513).level == "red"
 
 
 @pytest.mark.parametrize("native", [None, torch.bfloat16])
