@@ -30,6 +30,7 @@ from mlm_pytorch.data.tokenizer import (
 from mlm_pytorch.data.tokenizer.content import kind_of_content
 from mlm_pytorch.doctor.corpus import Part, check_corpus, check_duplicates, check_leak, check_mixture
 from mlm_pytorch.doctor.findings import Finding, Level, by_gravity, worst
+from mlm_pytorch.doctor.fit import check_text_fit
 from mlm_pytorch.doctor.languages import check_languages
 from mlm_pytorch.doctor.masks import MaskedSample, masked_samples, pieces_of
 from mlm_pytorch.doctor.ranks import RankPlan, check_ranks, plan_ranks
@@ -373,6 +374,7 @@ class _Tokens:
         self.broken = any(finding.check == "ids" and finding.level == "red" for finding in found)
         self.samples: list[MaskedSample] = []
         if not self.broken:
+            found += check_text_fit(tokenizer, self.encoded)
             found.append(check_words(self.words, self.encoded, config.selection))
             found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total))
             found += self._masked()
