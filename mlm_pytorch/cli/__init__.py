@@ -15,6 +15,7 @@ import tyro
 
 from mlm_pytorch.cli.options import (
     DemoConfig,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     FillConfig,
@@ -33,6 +34,7 @@ Command = (
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -108,3 +110,7 @@ def run(command: object) -> None:
             from mlm_pytorch.cli.report import report_command
 
             report_command(command)
+        case DoctorConfig():
+            from mlm_pytorch.cli.doctor import doctor_command
+
+            doctor_command(command)

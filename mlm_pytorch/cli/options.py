@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mlm_pytorch.data.options import CorpusOptions
+from mlm_pytorch.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -140,3 +141,42 @@ class DemoConfig:
     """Folder of the run."""
     budget: str = "130s"
     """How long to train."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig(CorpusOptions):
+    """Look at a corpus and a setup before hours are spent: green, yellow or red, with a remedy each.
+
+    Example: mlm doctor corpus.jsonl.gz --model small --budget 3h
+    """
+
+    corpus: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """As for mlm train: files, globs, folders, - for standard input, or one store. With --ranks it may be left out."""
+    model: str = "mini"
+    """A preset (tiny, mini, small, base, large) or the folder of a ModernBERT model."""
+    budget: str = TrainConfig.budget
+    """How long you mean to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
+    seq_len: int | None = None
+    """Longest piece in tokens. By default the preset's."""
+    pack_tokens: int | None = None
+    """Tokens of one pack. By default the preset's."""
+    packs_per_step: int | None = None
+    """Packs of one optimizer step. By default that of mlm train, and with --ranks one for each rank."""
+    selection: Literal["tokens", "words", "spans", "ngrams", "balanced"] = "tokens"
+    """What is predicted together."""
+    mask_prob: float = TrainConfig.mask_prob
+    """Share of tokens to predict."""
+    replace_prob: float = TrainConfig.replace_prob
+    """Among the selected tokens, the share that is not shown as it is."""
+    random_token_prob: float = TrainConfig.random_token_prob
+    """Among the selected tokens, the share shown as a random token."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices with AdamW for the rest, or AdamW for all."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Precision of matrix products."""
+    trial_seconds: float = 10.0
+    """How long to train on the sample, for the forecast. 0 leaves it out."""
+    ranks: tuple[int, ...] = ()
+    """Also plan for so many GPUs: memory and communication of each. Repeat it to compare."""
+    json: bool = False
+    """Print one JSON object."""
