@@ -273,7 +273,8 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"no variant is called {', '.join(sorted(unknown))}; --list shows them")
     if arguments.list:
-        print("\n".join(f"{name:22} {variant.options or variant.shape or 'mlm train as it is'}" for name, variant in VARIANTS.items()))
+        for name, variant in VARIANTS.items():
+            print(f"{name:22} {variant.options or variant.shape or 'mlm train as it is'}")
     elif arguments.table:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n{table(known())}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
