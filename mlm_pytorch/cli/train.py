@@ -11,20 +11,22 @@ from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer
-from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, num_parameters, preset
 from mlm_pytorch.evaluation import MaskedResult, masked_loss
 from mlm_pytorch.huggingface import check_export, export_encoder, load_encoder, model_folder
-from mlm_pytorch.masking import RateSchedule, derive_words
+from mlm_pytorch.masking import derive_words
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.recipe import Recipe, choose, matmul_peak
 from mlm_pytorch.training.run import CONFIG, STORE, begin, run_folder
+from mlm_pytorch.training.schedule import Budget
+from mlm_pytorch.training.step import native_precision
 from mlm_pytorch.training.trainer import Trainer
 
-LEARNING_RATES = {"muon": 4e-3, "adamw": 2e-3}
 VALID_PIECES = 256  # of the held-out set, measured during training; `mlm evaluate` measures all of it
 
 
@@ -32,32 +34,77 @@ def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
     with Display() as display, run_folder(config) as folder:
-        trainer, encoder = _trainer(config, folder, display)
+        config, recipe = _settled(config, folder, display)
+        trainer, encoder = _trainer(config, recipe, folder, display)
         begin(folder, config)
         finished = trainer.run()
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
-        check_export(encoder, load_tokenizer(folder / "model").special, folder / "model")
+        with trainer.averaged():
+            check_export(encoder, load_tokenizer(folder / "model").special, folder / "model")
         display.say(f'done: {folder / "model"} loads with transformers; next: mlm fill {folder} "… [MASK] …"')
         return True
 
 
-def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Trainer, Encoder]:
-    """A trainer and its encoder, for a run that is new, or continued from its newest checkpoint."""
+def _settled(config: TrainConfig, folder: Path, display: Display) -> tuple[TrainConfig, Recipe]:
+    """The configuration with what it leaves open: as the run began with it, or chosen now."""
+    before = (
+        TrainConfig.from_yaml((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else None
+    )
+    if before is not None:
+        config = config.settled(**{name: getattr(before, name) for name in before.chosen})
     if config.threads:
         torch.set_num_threads(config.threads)
+    device, budget, store = _device(), Budget.parse(config.budget), _named_store(config)
+    facts = Manifest.read(store) if store else None
+    by_speed = config.model is None and budget.unit == "seconds"
+    recipe = choose(
+        budget,
+        device,
+        peak=matmul_peak(device, native_precision(device) or torch.float32) if by_speed else 0.0,
+        corpus_tokens=facts.splits["train"].tokens if facts else None,
+        optimizer=config.optimizer,
+        model=config.model,
+        seq_len=facts.seq_len if facts else config.seq_len,
+    )
+    values = recipe.values()
+    given = {name: getattr(config, name) for name in values if getattr(config, name) is not None}
+    recipe = dataclasses.replace(recipe, **given)
+    if store:
+        del values["seq_len"]  # the store settles it, and the run need not know
+    config = config.settled(**values)
+    if before is not None:
+        return dataclasses.replace(config, chosen=tuple(sorted({*before.chosen, *config.chosen}))), recipe
+    if "model" in config.chosen:
+        options = " ".join(f"--{name.replace('_', '-')} {getattr(config, name)}" for name in config.chosen)
+        display.say(f"chosen for a budget of {config.budget} on this {device.type}: {options}")
+    return config, recipe
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _named_store(config: TrainConfig) -> Path | None:
+    """The corpus, where it is one store."""
+    named = Path(config.corpus[0]) if len(config.corpus) == 1 else None
+    return named if named and (named / MANIFEST).is_file() else None
+
+
+def _trainer(config: TrainConfig, recipe: Recipe, folder: Path, display: Display) -> tuple[Trainer, Encoder]:
+    """A trainer and its encoder, for a run that is new, or continued from its newest checkpoint."""
     torch.manual_seed(config.seed)
     checkpoint = newest_checkpoint(folder, display.say)
-    store_folder = _store(config, folder, display)
+    store_folder = _store(config, recipe, folder, display)
     store, valid = TokenStore.open(store_folder), held_out(store_folder)
     tokenizer, special = load_tokenizer(store.tokenizer_folder), store.special
-    encoder = _encoder(config, store, checkpoint)
+    encoder = _encoder(recipe, store, checkpoint)
     device = next(encoder.parameters()).device
 
     def evaluate(model: torch.nn.Module) -> MaskedResult:
         assert valid is not None
-        packs = sequential_packs(valid, _pack_tokens(config), VALID_PIECES)
+        packs = sequential_packs(valid, recipe.pack_tokens, VALID_PIECES)
         return masked_loss(model, packs, special, autocast=trainer.autocast)
 
     masker = PackMasker(
@@ -71,16 +118,16 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
     head = find_head(encoder)
     trainer = Trainer(
         encoder,
-        lambda model, pack: pack_loss(model, head, pack.to(device)),
+        lambda model, pack: pack_loss(model, head, pack.to(device), z_loss=config.z_loss),
         Feed(
-            Reader(store, _pack_tokens(config), seed=config.seed, longest=store.seq_len),
+            Reader(store, recipe.pack_tokens, seed=config.seed, longest=store.seq_len),
             masker,
-            rate=RateSchedule(config.mask_prob, config.mask_prob_end),
-            per_step=config.packs_per_step,
+            rate=config.rate,
+            per_step=config.batch_ramp,
         ),
         config,
         folder,
-        lr=config.lr or LEARNING_RATES[config.optimizer],
+        lr=recipe.lr,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
         export=lambda path: export_encoder(
@@ -91,17 +138,17 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
     if checkpoint is not None:
         trainer.restore(checkpoint)
     display.say(
-        f"{config.model}: {num_parameters(encoder.config) / 1e6:.1f}M parameters, {trainer.device}, "
+        f"{recipe.model}: {num_parameters(encoder.config) / 1e6:.1f}M parameters, {trainer.device}, "
         f"{'bf16' if trainer.autocast else 'float32'}; {store.num_tokens:,} tokens; budget {config.budget}"
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
     return trainer, encoder
 
 
-def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
+def _store(config: TrainConfig, recipe: Recipe, folder: Path, display: Display) -> Path:
     """The store to train on: the one named, the run's own, or one prepared now."""
-    named = Path(config.corpus[0]) if config.corpus else folder
-    if len(config.corpus) == 1 and (named / MANIFEST).is_file():
+    named = _named_store(config)
+    if named:
         untouched = CorpusOptions()
         for option in ("seq_len", *(field.name for field in dataclasses.fields(CorpusOptions))):
             if getattr(config, option) != getattr(untouched, option, None):
@@ -113,25 +160,16 @@ def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
     own = folder / STORE
     if (folder / CONFIG).is_file():
         return own
-    seq_len = config.seq_len or _recipe(config).seq_len
+    seq_len = recipe.seq_len
     tokenizer = None
-    if config.model in PRESETS:
-        longest = PRESETS[config.model].max_position_embeddings
+    if recipe.model in PRESETS:
+        longest = PRESETS[recipe.model].max_position_embeddings
     else:
-        longest = load_encoder(Path(config.model)).config.max_position_embeddings
-        tokenizer = model_folder(Path(config.model))
-    _check_lengths(seq_len, longest, _pack_tokens(config))  # before an hour is spent on tokenizing
+        longest = load_encoder(Path(recipe.model)).config.max_position_embeddings
+        tokenizer = model_folder(Path(recipe.model))
+    _check_lengths(seq_len, longest, recipe.pack_tokens)  # before an hour is spent on tokenizing
     display.say(described(prepare_corpus(config, config.corpus, own, seq_len, display, tokenizer)))
     return own
-
-
-def _recipe(config: TrainConfig) -> Preset:
-    """What a preset is trained at; a model from a folder, of whatever size, is trained like `base`."""
-    return PRESETS[config.model if config.model in PRESETS else "base"]
-
-
-def _pack_tokens(config: TrainConfig) -> int:
-    return config.pack_tokens or max(_recipe(config).pack_tokens, config.seq_len or 0)
 
 
 def _check_lengths(seq_len: int, longest: int, pack_tokens: int) -> None:
@@ -149,16 +187,16 @@ def held_out(store_folder: Path) -> TokenStore | None:
     return TokenStore.open(store_folder, "valid") if "valid" in Manifest.read(store_folder).splits else None
 
 
-def _encoder(config: TrainConfig, store: TokenStore, checkpoint: Path | None) -> Encoder:
+def _encoder(recipe: Recipe, store: TokenStore, checkpoint: Path | None) -> Encoder:
     """A new encoder of the preset's shape, or the weights of a checkpoint or folder."""
-    if checkpoint is None and config.model in PRESETS:
+    if checkpoint is None and recipe.model in PRESETS:
         special = store.special
-        encoder = Encoder(preset(config.model, vocab_size=special.num_tokens, pad_token_id=special.pad_token_id))
+        encoder = Encoder(preset(recipe.model, vocab_size=special.num_tokens, pad_token_id=special.pad_token_id))
         encoder.start_at_frequencies(torch.from_numpy(count_tokens(store)))
     else:
-        source = checkpoint / "model" if checkpoint else Path(config.model)
+        source = checkpoint / "model" if checkpoint else Path(recipe.model)
         encoder = load_encoder(source)
         if load_tokenizer(model_folder(source)).fingerprint != store.tokenizer_fingerprint:
             raise ValueError(f"the tokenizer of {source} is not the store's; pass --tokenizer {source}")
-    _check_lengths(store.seq_len, encoder.config.max_position_embeddings, _pack_tokens(config))
-    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    _check_lengths(store.seq_len, encoder.config.max_position_embeddings, recipe.pack_tokens)
+    return encoder.to(_device())

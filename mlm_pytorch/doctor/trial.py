@@ -262,7 +262,7 @@ def forecast(setup: Setup, trial: Trial, *, tokens: int, pieces: int, prepare_se
     """What a run on so many tokens will take. Raises ValueError for a budget that cannot be read."""
     budget = Budget.parse(setup.budget)
     per_step = setup.pack_tokens * setup.packs_per_step * max(trial.fill, 1e-9)
-    steps = budget.steps(per_step, tokens)
+    steps = budget.steps(max(1, round(per_step)), tokens)
     steps = max(1, round(budget.amount / trial.step_seconds)) if steps is None else steps
     sizes = model_sizes(setup.config, setup.optimizer)
     width = 2 if setup.config.vocab_size <= 1 << 16 else 4

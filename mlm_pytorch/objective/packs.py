@@ -165,6 +165,9 @@ def pack_logits(model: nn.Module, head: Head | None, pack: MaskedPack) -> Tensor
     return logits_at(model, head, pack.positions, pack.input_ids, **layout)
 
 
-def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack) -> tuple[Tensor, Tensor]:
-    """Summed loss of a pack, to be divided by the count of the whole batch, and how many of its targets were right."""
-    return cross_entropy_with_hits(pack_logits(model, head, pack), pack.labels)
+def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Summed loss of a pack, to be divided by the count of the whole batch, and how many of its targets were right.
+
+    `z_loss` as in `cross_entropy`: it is a part of the sum.
+    """
+    return cross_entropy_with_hits(pack_logits(model, head, pack), pack.labels, z_loss=z_loss)

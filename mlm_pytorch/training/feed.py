@@ -28,7 +28,7 @@ class Feed(Generic[B]):
         reader: what is read, in which order.
         mask: masks what the reader builds, at a rate in millionths.
         rate: the masking rate in millionths as a function of progress in [0, 1].
-        per_step: micro-batches of one step.
+        per_step: micro-batches of one step, over all processes, as a function of progress in [0, 1].
     """
 
     def __init__(
@@ -37,15 +37,10 @@ class Feed(Generic[B]):
         mask: Callable[[B, int], MicroBatch],
         *,
         rate: Callable[[float], int],
-        per_step: int,
+        per_step: Callable[[float], int],
     ):
         self.reader, self.mask, self.rate, self.per_step = reader, mask, rate, per_step
         self.position = reader.position  # after the last batch that a step has taken
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Room for tokens in the batch of one step."""
-        return self.reader.capacity * self.per_step
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Continue where `Position.to_json` was taken.
@@ -63,8 +58,8 @@ class Feed(Generic[B]):
     def _plans(self, step: int, share: Callable[[int], float]) -> Iterator[tuple[int, list[Chosen], Position]]:
         """Masking rate, choice and the reader's position after it, of the steps from `step` on."""
         while True:
-            rate = self.rate(share(step))
-            yield rate, list(self.reader.choose(self.per_step)), self.reader.position
+            progress = share(step)
+            yield self.rate(progress), list(self.reader.choose(self.per_step(progress))), self.reader.position
             step += 1
 
     def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:

@@ -4,7 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from mlm_pytorch.training.averaging import WeightAverage
 from mlm_pytorch.training.checkpoint import load_checkpoint, save_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.metrics import Display, MetricsFile, clock
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from mlm_pytorch.training.schedule import Budget, learning_rate_factor
+from mlm_pytorch.training.schedule import Budget
 from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, native_precision
 
 LOG_SECONDS = 1.0  # at most so often is the console touched
@@ -62,7 +63,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a model by steps of equal size until the budget is spent.
+    """Trains a model, step by step, until the budget is spent.
 
     Args:
         model: the model, on its device.
@@ -99,17 +100,21 @@ class Trainer:
         self.autocast = native_precision(self.device) if config.precision == "auto" else None
         if config.precision == "bf16":
             self.autocast = torch.bfloat16
-        self.optimizers = build_optimizers(model, config.optimizer, lr, config.weight_decay)
+        self.optimizers = build_optimizers(
+            model, config.optimizer, lr, config.weight_decay, embedding_lr=config.embedding_lr
+        )
+        self.average = WeightAverage(model, config.ema) if config.ema else None
         self.step = TrainingStep(model, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
         self.budget = Budget.parse(config.budget)
-        steps = self.budget.steps(feed.tokens_per_step, tokens_per_epoch)
+        self.ramp = config.batch_ramp
+        steps = self.budget.steps(feed.reader.capacity, tokens_per_epoch, self.ramp)
         self.progress = Progress(total_steps=steps or 0)
         self.metrics: MetricsFile | None = None  # open while running
         self._metrics_bytes = 0
         self.stop_requested: str | None = None
         self._unread: tuple[dict[str, Any], StepResult] | None = None  # a step whose line is not written yet
         self._loss = float("nan")  # of the last step that was read
-        self._recent: deque[float] = deque(maxlen=100)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=100)  # seconds and packs of the latest steps
         self._last_evaluated = -1
         self._evaluations = 0  # how many of the planned ones are behind us
         self._saved_step = -1
@@ -123,12 +128,15 @@ class Trainer:
             ValueError: a checkpoint of another shape.
         """
         state, tensors = load_checkpoint(checkpoint)
+        if self.average is not None:
+            tensors = self.average.load(tensors)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
         self.feed.restore(state["reader"])
         saved = Progress(**state["progress"])
         total_steps = self.progress.total_steps
-        if self.budget.unit == "seconds":  # at the pace so far; the budget may be a longer one than before
-            total_steps = max(saved.step, round(saved.step * self.budget.amount / saved.seconds)) if saved.step else 0
+        if self.budget.unit == "seconds" and saved.step:  # at the pace so far; the budget may be a longer one
+            packs = self.feed.position.next_pack
+            total_steps = self.ramp.total_steps(packs * (self.budget.amount / saved.seconds - 1), saved.step)
         self.progress = replace(saved, total_steps=total_steps)
         self._saved_step = saved.step
         self._metrics_bytes = state["metrics_bytes"]
@@ -147,15 +155,23 @@ class Trainer:
             "last_evaluated": self._last_evaluated,
             "evaluations": self._evaluations,
         }
-        save_checkpoint(
-            self.folder,
-            self.progress.step,
-            export=self.export,
-            optimizer=optimizer_tensors(self.model, self.optimizers),
-            state=state,
-            keep=self.config.keep,
-        )
+        tensors = optimizer_tensors(self.model, self.optimizers)
+        if self.average is not None:
+            tensors |= self.average.tensors()
+        with self.averaged():
+            save_checkpoint(
+                self.folder,
+                self.progress.step,
+                export=self.export,
+                optimizer=tensors,
+                state=state,
+                keep=self.config.keep,
+            )
         self._saved_step = self.progress.step
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within this context the model holds what is exported: the mean of its weights where one is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -166,10 +182,10 @@ class Trainer:
     def take(self, batch: Batch) -> tuple[dict[str, Any], StepResult]:
         """One optimizer step; returns what is known of it at once, and what the device is still computing."""
         before = self.progress
-        lr = self.lr * learning_rate_factor(
-            (before.step + 1) / max(before.total_steps, 1), self.config.warmup, self.config.decay
-        )
+        lr = self.lr * self.config.learning_rate_factor(self._share(before.step + 1))
         result = self.step(batch.micro_batches, lr)
+        if self.average is not None:
+            self.average.update()
         self.feed.position = batch.position
         self.progress = replace(before, step=before.step + 1, tokens=before.tokens + result.num_tokens)
         values = {
@@ -178,7 +194,7 @@ class Trainer:
             "num_targets": result.num_targets,
             "lr": lr,
             "mask_prob": self.feed.rate(before.share) / 1e6,
-            "fill": round(result.num_tokens / self.feed.tokens_per_step, 4),
+            "fill": round(result.num_tokens / (self.feed.reader.capacity * len(batch.micro_batches)), 4),
         }
         return values, result
 
@@ -193,7 +209,8 @@ class Trainer:
             float(loss_sum)  # waits for the device
             times.append(time.perf_counter() - start)
             self.step.forget_gradients()
-        planned = max(1, round(self.budget.amount / (1.05 * min(times))))
+        packs = batch.position.next_pack - self.feed.position.next_pack
+        planned = self.ramp.total_steps(packs * self.budget.amount / (1.05 * min(times)))
         self.progress = replace(self.progress, total_steps=planned)
 
     def _replan(self) -> None:
@@ -201,10 +218,12 @@ class Trainer:
         spent = self.progress.seconds / self.budget.amount
         if self.budget.unit != "seconds" or len(self._recent) < 10 or spent < PLAN_AFTER:
             return
-        per_step = sum(self._recent) / len(self._recent)
         remaining = max(0.0, self.budget.amount - self.progress.seconds)
-        total = self.progress.step + round(remaining / per_step)
-        self.progress = replace(self.progress, total_steps=max(total, self.progress.step))
+        total = self.ramp.total_steps(remaining / self._seconds_per_pack(), self.progress.step)
+        self.progress = replace(self.progress, total_steps=total)
+
+    def _seconds_per_pack(self) -> float:
+        return sum(seconds for seconds, _ in self._recent) / sum(packs for _, packs in self._recent)
 
     def _finished(self) -> bool:
         if self.budget.unit == "seconds":  # the planned steps are a forecast; the clock decides
@@ -242,10 +261,11 @@ class Trainer:
         if not self.progress.total_steps:
             self._plan(batch)
         while True:
+            packs_before = self.feed.position.next_pack
             values, result = self.take(batch)
             self._write_unread()  # the step before: reading it now leaves the device busy with this one
             now = time.monotonic()
-            self._recent.append(now - mark)
+            self._recent.append((now - mark, self.feed.position.next_pack - packs_before))
             self.progress = replace(self.progress, seconds=self.progress.seconds + now - mark)
             values["tokens_per_second"] = round(result.num_tokens / (now - mark), 1)
             values |= {"seconds": round(self.progress.seconds, 3), "total_steps": self.progress.total_steps}
@@ -287,18 +307,22 @@ class Trainer:
             return
         self._write_unread()
         score = self.evaluate(self.model)
+        values = {"step": self.progress.step, "valid_loss": score.loss, "valid_accuracy": score.accuracy}
+        said = f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
+        if self.average is not None:
+            with self.averaged():
+                values["ema_valid_loss"] = self.evaluate(self.model).loss
+            said += f"; averaged weights {values['ema_valid_loss']:.3f}"
         self._last_evaluated = self.progress.step
         self._evaluations = int(self.progress.share * self.config.evaluations)
         assert self.metrics is not None
-        self.metrics.write(step=self.progress.step, valid_loss=score.loss, valid_accuracy=score.accuracy)
-        self.display.say(
-            f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
-        )
+        self.metrics.write(**values)
+        self.display.say(said)
 
     def _show(self, *, force: bool = False) -> None:
-        per_step = sum(self._recent) / len(self._recent)
-        rate = self.feed.tokens_per_step / per_step
-        left = (self.progress.total_steps - self.progress.step) * per_step
+        per_pack = self._seconds_per_pack()
+        rate = self.feed.reader.capacity / per_pack
+        left = self.ramp.packs(self.progress.total_steps, self.progress.step) * per_pack
         if self.budget.unit == "seconds":
             left = min(left, self.budget.amount - self.progress.seconds)
         status = f"loss {self._loss:.3f}  {rate:,.0f} tokens/s  step {self.progress.step:,}  {clock(left)} left"

@@ -28,9 +28,38 @@ def test_differences_name_the_fields_and_let_some_change():
     assert config().differences(other) == ["mask_prob: 0.3 -> 0.2", "seed: 0 -> 5"]
 
 
+def test_what_was_left_open_may_be_left_open_again():
+    begun = config(lr=1e-3).settled(model="mini", lr=4e-3, pack_tokens=2048)
+    assert (begun.model, begun.lr, begun.chosen) == ("mini", 1e-3, ("model", "pack_tokens"))
+    assert TrainConfig.from_yaml(begun.to_yaml()) == begun
+    assert begun.differences(config(lr=1e-3)) == []
+    assert begun.differences(config(lr=1e-3, model="mini")) == []
+    assert begun.differences(config(lr=1e-3, model="tiny")) == ["model: mini -> tiny"]
+    assert begun.differences(config()) == ["lr: 0.001 -> None"]
+
+
+def test_what_depends_on_progress():
+    plain = config()
+    assert [plain.learning_rate_factor(p) for p in (0.01, 0.3, 0.7, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    assert (plain.rate(0.0), plain.rate(1.0), plain.batch_ramp(1.0)) == (300_000, 150_000, 1)
+    other = config(schedule="linear", warmup=0.0, final_lr=0.2, mask_schedule="constant", packs_per_step_end=3)
+    assert other.learning_rate_factor(0.5) == pytest.approx(0.6)
+    assert (other.rate(1.0), other.batch_ramp(0.49), other.batch_ramp(0.5)) == (300_000, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"schedule": "cosine", "decay": 0.3}, "--decay 0.3 is of --schedule wsd, not cosine; leave one"),
+        ({"mask_schedule": "constant", "mask_prob_end": 0.1}, "--mask-prob-end 0.1 is never reached with --mask-sched"),
+        ({"decay": -0.5}, r"--decay -0.5 is outside \[0, 1\]"),
+        ({"final_lr": 1.5}, r"--final-lr 1.5 is outside \[0, 1\]"),
+        ({"ramp": 0.0}, r"--ramp 0.0 is outside \(0, 1\]; 0.5 is usual"),
+        ({"packs_per_step_end": 0}, "--packs-per-step-end 0 is too small; give at least 1"),
+        ({"embedding_lr": 0.0}, "--embedding-lr 0.0 is not positive; 1 is usual"),
+        ({"weight_decay": -0.1}, "--weight-decay -0.1 is below 0 or not finite; 0.01 to 0.1 is usual"),
+        ({"z_loss": float("nan")}, "--z-loss nan is below 0 or not finite; 1e-4 is usual"),
+        ({"ema": 1.0}, r"--ema 1.0 is outside \[0, 1\); 0.99 to 0.9999 is usual, 0 turns averaging off"),
         ({"corpus": ()}, "no corpus is named; give files"),
         ({"budget": "long"}, "budget 'long' cannot be read"),
         ({"checkpoint_every": "2epochs"}, "--checkpoint-every 2epochs is neither a time nor steps"),

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from mlm_pytorch.training.optimizer import (
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
+    parameter_roles,
     set_learning_rate,
 )
 
@@ -64,6 +67,110 @@ def test_learning_rate_reaches_every_group():
     optimizers = build_optimizers(encoder(), "muon", 1e-2, 0.1)
     set_learning_rate(optimizers, 0.5)
     assert {group["lr"] for o in optimizers for group in o.param_groups} == {0.5}
+
+
+def test_embeddings_have_a_learning_rate_of_their_own():
+    model = encoder(tie_word_embeddings=False)
+    optimizers = build_optimizers(model, "muon", 1e-2, 0.1, embedding_lr=2.0)
+    for lr in (1e-2, 0.5):
+        set_learning_rate(optimizers, lr)
+        rates = {id(p): g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
+        faster = {name for name, p in model.named_parameters() if rates[id(p)] == 2 * lr}
+        assert faster == {"model.embeddings.tok_embeddings.weight", "decoder.weight"}
+        assert set(rates.values()) == {lr, 2 * lr}
+
+
+def names(model, parameters) -> set[str]:
+    known = {id(p): name for name, p in model.named_parameters()}
+    return {known[id(p)] for p in parameters}
+
+
+V = 37  # vocabulary
+
+
+def bert(**changes):
+    from transformers import BertConfig, BertForMaskedLM
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    return BertForMaskedLM(BertConfig(vocab_size=V, max_position_embeddings=32, **shape, **changes))
+
+
+def modernbert():
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    return ModernBertForMaskedLM(ModernBertConfig(vocab_size=V, pad_token_id=0, **shape, **special))
+
+
+def x_transformer(**changes):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it scripts functions when imported, which torch deprecates
+        from x_transformers import Encoder as Layers
+        from x_transformers import TransformerWrapper
+    layers = Layers(dim=32, depth=1, heads=2, attn_dim_head=16)
+    return TransformerWrapper(num_tokens=V, max_seq_len=32, attn_layers=layers, num_memory_tokens=3, **changes)
+
+
+class Own(nn.Module):
+    """As people write them: a convolution, torch's attention, bare parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(V, 32)
+        self.positions = nn.Parameter(torch.randn(1, 32, 32))
+        self.gain = nn.Parameter(torch.ones(1, 1, 32))
+        self.mix = nn.Parameter(torch.randn(32, 32))
+        self.conv = nn.Conv1d(32, 32, 3)
+        self.layer = nn.TransformerEncoderLayer(32, 2, 48)
+        self.norm = nn.LayerNorm((4, 8))
+        self.square = nn.Linear(32, V)  # as wide as the vocabulary, and not the last
+        self.out = nn.Linear(32, V)
+
+
+EMBEDDINGS = {
+    "bert": (bert, {"bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight",
+                    "bert.embeddings.token_type_embeddings.weight"}),
+    "bert untied": (lambda: bert(tie_word_embeddings=False), {
+        "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight",
+        "bert.embeddings.token_type_embeddings.weight", "cls.predictions.decoder.weight"}),
+    "modernbert": (modernbert, {"model.embeddings.tok_embeddings.weight"}),
+    "x-transformers": (x_transformer, {
+        "token_emb.emb.weight", "pos_emb.emb.weight", "memory_tokens", "to_logits.weight"}),
+    "x-transformers tied": (lambda: x_transformer(tie_embedding=True),
+                            {"token_emb.emb.weight", "pos_emb.emb.weight", "memory_tokens"}),
+    "own": (Own, {"embed.weight", "positions", "out.weight"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_roles_in_models_of_every_kind(kind):
+    build, embeddings = EMBEDDINGS[kind]
+    model = build()
+    roles = parameter_roles(model)
+    assert names(model, roles.embeddings) == embeddings
+    inner = (
+        {name for name, p in model.named_parameters() if p.squeeze().ndim == 2}
+        - embeddings
+        - {"norm.weight", "norm.bias"}
+    )
+    assert names(model, chain(*roles.matrices.values())) == inner
+    assert names(model, roles.filters) == ({"conv.weight"} if kind == "own" else set())
+    for optimizer in ("muon", "adamw"):
+        optimizers = build_optimizers(model, optimizer, 1e-3, 0.1)
+        held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        decayed = [p for o in optimizers for g in o.param_groups if g["weight_decay"] for p in g["params"]]
+        assert names(model, decayed) == inner | names(model, roles.filters)
+
+
+def test_matrices_that_are_several_in_one():
+    theirs, own = modernbert(), Own()
+    fused = {f"model.layers.{i}.attn.Wqkv.weight" for i in range(2)}
+    assert names(theirs, parameter_roles(theirs).matrices[3]) == fused
+    assert names(own, parameter_roles(own).matrices[3]) == {"layer.self_attn.in_proj_weight"}
 
 
 def test_errors():

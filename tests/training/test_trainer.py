@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from list_store import SPECIAL, ListStore
 
 from mlm_pytorch.data.batches import Reader
 from mlm_pytorch.encoder import Encoder, EncoderConfig
-from mlm_pytorch.masking import RateSchedule
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_logits, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
@@ -56,8 +56,8 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
     reader = Reader(CountingStore(), config.pack_tokens, seed=config.seed, longest=22, num_streams=4)
     built = Trainer(
         model,
-        lambda model, pack: pack_loss(model, head, pack),
-        Feed(reader, PackMasker(SPECIAL, config.seed), rate=RateSchedule(0.30, 0.15), per_step=config.packs_per_step),
+        lambda model, pack: pack_loss(model, head, pack, z_loss=config.z_loss),
+        Feed(reader, PackMasker(SPECIAL, config.seed), rate=config.rate, per_step=config.batch_ramp),
         config,
         folder,
         lr=1e-2,
@@ -86,11 +86,15 @@ def test_it_learns_to_count(tmp_path, optimizer):
     assert np.mean(losses[:5]) > 3 and np.mean(losses[-10:]) < 1.3
 
 
-@pytest.mark.parametrize("packs", [1, 3])
-def test_interrupted_and_continued_equals_uninterrupted(tmp_path, packs, monkeypatch):
-    whole = trainer(tmp_path / "whole", packs_per_step=packs)
+EVERYTHING = {"packs_per_step_end": 4, "ramp": 0.7, "ema": 0.9, "z_loss": 0.01, "schedule": "cosine", "final_lr": 0.1}
+EVERYTHING |= {"mask_schedule": "step", "embedding_lr": 2.0}
+
+
+@pytest.mark.parametrize("changes", [{}, {"packs_per_step": 3}, EVERYTHING])
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path, changes, monkeypatch):
+    whole = trainer(tmp_path / "whole", **changes)
     assert whole.run()
-    first = trainer(tmp_path / "parts", packs_per_step=packs)
+    first = trainer(tmp_path / "parts", **changes)
     step = Trainer.take
 
     def step_then_signal(self, batch):
@@ -102,10 +106,12 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, packs, monkeyp
     monkeypatch.setattr(Trainer, "take", step_then_signal)
     assert not first.run() and first.stop_requested == "SIGTERM"
     monkeypatch.undo()
-    second = trainer(tmp_path / "parts", packs_per_step=packs, resume=True)
+    second = trainer(tmp_path / "parts", **changes, resume=True)
     assert second.progress.step == 7
     assert second.run()
     assert torch.equal(weights(second), weights(whole))
+    with second.averaged(), whole.averaged():
+        assert torch.equal(weights(second), weights(whole))
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     kept = [[(line["step"], line["loss"], line["lr"], line["tokens"]) for line in part] for part in lines]
     assert kept[0] == kept[1] and [line[0] for line in kept[0]] == list(range(1, 13))
@@ -157,6 +163,56 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path):
     expected = torch.autograd.grad(loss, built.step.parameters)
     for parameter, gradient in zip(built.step.parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_ramp_reads_more_packs_and_spends_the_budget_in_tokens(tmp_path):
+    built = trainer(tmp_path, budget="3Ktokens", packs_per_step_end=3, ramp=0.5, evaluations=0)
+    built.run()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    packs = [round(line["tokens"] / line["fill"] / 96) for line in lines[:1]]
+    for before, line in pairwise(lines):
+        packs.append(round((line["tokens"] - before["tokens"]) / line["fill"] / 96))
+    assert packs == [built.ramp(k / len(packs)) for k in range(len(packs))] and packs[0] == 1 and packs[-1] == 3
+    assert abs(96 * sum(packs) - 3000) <= 3 * 96
+    assert built.feed.position.next_pack == sum(packs)
+
+
+def test_a_ramp_within_a_time_budget_continues(tmp_path):
+    built = trainer(tmp_path, budget="1s", packs_per_step_end=3)
+    assert built.run()
+    longer = trainer(tmp_path, budget="2s", packs_per_step_end=3, resume=True)
+    packs = longer.feed.position.next_pack
+    left = longer.ramp.packs(longer.progress.total_steps, longer.progress.step)
+    assert left == pytest.approx(packs * (2 / longer.progress.seconds - 1), abs=3)
+    assert longer.run() and longer.feed.position.next_pack > packs
+
+
+def test_averaged_weights_are_measured_and_exported(tmp_path):
+    seen = []
+
+    def evaluate(model):
+        seen.append(weights(built))
+        score = Score()
+        score.loss = float(seen[-1].norm())
+        return score
+
+    built = trainer(tmp_path, ema=0.9, evaluations=2, evaluate=evaluate)
+    assert built.run()
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "valid_loss" in line]
+    assert [(line["valid_loss"], line["ema_valid_loss"]) for line in lines] == [
+        (float(seen[i].norm()), float(seen[i + 1].norm())) for i in (0, 2)
+    ]
+    exported = torch.load(tmp_path / "checkpoints/step-12/model/weights.pt", weights_only=True)
+    assert torch.equal(torch.cat([exported[n].flatten() for n, _ in built.model.named_parameters()]), seen[-1])
+    assert torch.equal(weights(built), seen[-2]) and not torch.equal(seen[-1], seen[-2])
+
+
+def test_z_loss_is_a_part_of_the_loss(tmp_path):
+    plain, with_z = trainer(tmp_path / "a"), trainer(tmp_path / "b", z_loss=0.5)
+    packs = [plain.feed.mask(pack, 300_000) for pack in plain.feed.reader.take(1)]
+    log_normalisers = pack_logits(plain.model, None, packs[0]).logsumexp(-1)
+    difference = with_z.step.backward(packs)[0] - plain.step.backward(packs)[0]
+    torch.testing.assert_close(difference, 0.5 * log_normalisers.square().sum(), atol=1e-4, rtol=1e-4)
 
 
 def test_evaluations_are_spread_over_the_run(tmp_path):

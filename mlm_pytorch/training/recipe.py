@@ -1,0 +1,142 @@
+"""What a run is trained with where its options were left open: chosen from budget, device and corpus.
+
+`docs/recipes.md` holds the measurements behind these choices, and says where there are none yet.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mlm_pytorch.encoder import PRESETS, num_parameters, preset
+from mlm_pytorch.training.schedule import Budget
+
+# Peak learning rates. Both optimizers make updates of about the same size, so one figure per shape serves any budget.
+LEARNING_RATES = {"muon": 4e-3, "adamw": 2e-3}
+_DEEP_LEARNING_RATES = {"muon": 1e-3, "adamw": 8e-4}  # base and large: ModernBERT's, not measured here
+
+# The least number of tokens to train on for which a preset is chosen, and the least that its corpus must hold: below,
+# a smaller one reaches a lower loss. Measured between tiny and mini; the others are estimates.
+_LEAST_TOKENS = {"tiny": (0, 0), "mini": (300e3, 0), "small": (30e6, 3e6), "base": (3e9, 100e6), "large": (30e9, 1e9)}
+_USED = 0.3  # share of the matmul peak that training reaches: 0.25 to 0.37 seen on two cores
+_MASKED = 0.225  # mean share of positions that meet the vocabulary
+_VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
+_GPU_PACK = 16_384  # tokens of a pack that keep a GPU busy with a small encoder; not measured here
+_OF_UNKNOWN_SPEED = "mini"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is chosen for a run.
+
+    Attributes:
+        model: name of a preset.
+        seq_len: longest piece in tokens.
+        pack_tokens: tokens of a pack.
+        lr: peak learning rate.
+    """
+
+    model: str
+    seq_len: int
+    pack_tokens: int
+    lr: float
+
+    def values(self) -> dict[str, Any]:
+        """By name of the option."""
+        return asdict(self)
+
+
+def choose(
+    budget: Budget,
+    device: torch.device,
+    *,
+    peak: float = 0.0,
+    corpus_tokens: int | None = None,
+    optimizer: str = "muon",
+    model: str | None = None,
+    seq_len: int | None = None,
+) -> Recipe:
+    """Choose what was left open, so that the loss is lowest when the budget is spent.
+
+    The shape is the largest preset that can be trained on enough tokens: those that the budget names, or those that the
+    device can read in the time.
+
+    Args:
+        budget: how long to train.
+        device: where.
+        peak: matrix products of the device in FLOP/s, as `matmul_peak` measures them; needed for budgets of time only.
+        corpus_tokens: tokens of the corpus, where known; needed for budgets of epochs.
+        optimizer: "muon" or "adamw".
+        model: the preset, where it is given, or the folder of a model, which is trained like `base`.
+        seq_len: longest piece, where it is given.
+
+    Example:
+        >>> ten_minutes = choose(Budget.parse("10m"), torch.device("cpu"), peak=400e9)
+        >>> ten_minutes.model, ten_minutes.pack_tokens, ten_minutes.lr
+        ('mini', 2048, 0.004)
+        >>> choose(Budget.parse("30s"), torch.device("cpu"), peak=100e9).model
+        'tiny'
+    """
+    name = model or _shape(budget, device, peak, corpus_tokens)
+    trained_like = PRESETS.get(name, PRESETS["base"])
+    seq_len = seq_len or trained_like.seq_len
+    pack_tokens = max(trained_like.pack_tokens, seq_len)
+    if device.type == "cuda" and name in ("tiny", "mini", "small"):
+        pack_tokens = max(pack_tokens, _GPU_PACK)
+    rates = LEARNING_RATES if name in ("tiny", "mini", "small") else _DEEP_LEARNING_RATES
+    return Recipe(name, seq_len, pack_tokens, rates[optimizer])
+
+
+def _shape(budget: Budget, device: torch.device, peak: float, corpus_tokens: int | None) -> str:
+    chosen = "tiny"
+    for name, (least_tokens, least_corpus) in _LEAST_TOKENS.items():
+        tokens = _tokens(budget, name, peak, corpus_tokens)
+        if tokens is None:
+            return _OF_UNKNOWN_SPEED
+        if device.type == "cpu" and name in ("base", "large"):
+            break
+        if tokens >= least_tokens and (corpus_tokens is None or corpus_tokens >= least_corpus):
+            chosen = name
+    return chosen
+
+
+def _tokens(budget: Budget, name: str, peak: float, corpus_tokens: int | None) -> float | None:
+    """Tokens that a preset would be trained on; None where that cannot be told."""
+    match budget.unit:
+        case "seconds":
+            return budget.amount * _USED * peak / flops_per_token(name, _VOCABULARY)
+        case "steps":
+            return budget.amount * PRESETS[name].pack_tokens
+        case "tokens":
+            return budget.amount
+        case "epochs":
+            return None if corpus_tokens is None else budget.amount * corpus_tokens
+
+
+def flops_per_token(name: str, vocab_size: int, masked: float = _MASKED) -> float:
+    """Floating-point operations per token of a training step of a preset, forward and backward, in matrix products.
+
+    Each weight costs 6: two for the product, forward and for both gradients. The vocabulary is met by the masked tokens
+    only; attention itself, small at these lengths, is left out.
+
+    Example:
+        >>> round(flops_per_token("mini", 16_384) / 1e6, 1)
+        25.1
+    """
+    config = preset(name, vocab_size=vocab_size)
+    vocabulary = config.vocab_size * config.hidden_size
+    head = config.hidden_size**2
+    inner = num_parameters(config) - vocabulary - head
+    return 6 * (inner + masked * (vocabulary + head))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of some square matrix products; well under a second of work."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    fastest = float("inf")
+    for _ in range(repeats + 1):  # the first one sets kernels up
+        start = time.perf_counter()
+        float((a @ b)[0, 0])  # waits for the device
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlm_pytorch.encoder import PRESETS, Encoder, preset
+from mlm_pytorch.training.recipe import Recipe, choose, flops_per_token, matmul_peak
+from mlm_pytorch.training.schedule import Budget
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SIZES = list(PRESETS)
+
+
+def shape(budget, device=CPU, **facts):
+    return choose(Budget.parse(budget), device, **facts).model
+
+
+def test_shapes_for_budgets():
+    assert shape("30s", peak=400e9) == "tiny"
+    assert shape("10m", peak=400e9) == shape("1h", peak=400e9) == "mini"
+    assert shape("9m", GPU, peak=700e12) == "small"
+    assert shape("1d", GPU, peak=700e12) == "base"
+    assert shape("30d", GPU, peak=50e15, corpus_tokens=10**12) == "large"
+    assert shape("1d", GPU, peak=700e12, corpus_tokens=10**7) == "small", "a corpus that base would learn by heart"
+    assert shape("30d", peak=1e15) == "small", "a CPU trains neither base nor large"
+    assert shape("20steps") == "tiny" and shape("1000steps") == "mini" and shape("100Mtokens") == "small"
+    assert shape("3epochs") == "mini", "the corpus is not known yet"
+    assert shape("3epochs", corpus_tokens=20_000_000) == "small" and shape("3epochs", corpus_tokens=2000) == "tiny"
+
+
+@given(st.floats(1, 1e7), st.floats(1, 1e7), st.floats(1e9, 1e15), st.sampled_from([None, 10**5, 10**7, 10**11]))
+def test_more_time_never_chooses_a_smaller_model(one, two, peak, corpus_tokens):
+    few, many = (
+        choose(Budget("seconds", seconds), GPU, peak=peak, corpus_tokens=corpus_tokens)
+        for seconds in sorted((one, two))
+    )
+    assert SIZES.index(few.model) <= SIZES.index(many.model)
+
+
+def test_what_is_given_stays():
+    assert choose(Budget.parse("9d"), GPU, model="tiny") == Recipe("tiny", 256, 16_384, 4e-3)
+    assert choose(Budget.parse("9d"), CPU, model="mini", seq_len=4096).pack_tokens == 4096
+    folder = choose(Budget.parse("20m"), CPU, model="runs/a/model", optimizer="adamw")
+    assert (folder.seq_len, folder.pack_tokens, folder.lr) == (1024, 8192, 8e-4)
+
+
+def test_operations_are_counted_as_torch_counts_them():
+    """Against the products that a step really makes: of all tokens in the layers, of those selected in the head."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = preset("tiny", vocab_size=1024)
+    encoder = Encoder(config)
+    tokens = torch.randint(5, 1024, (1, 16))
+    with FlopCounterMode(display=False) as counter:
+        encoder(tokens).sum().backward()
+    attention = 16 * 3 * 2 * 2 * 16 * config.hidden_size * config.num_hidden_layers  # left out of the estimate
+    counted = (counter.get_total_flops() - attention) / 16
+    assert flops_per_token("tiny", 1024, masked=1.0) == pytest.approx(counted, rel=0.05)
+
+
+def test_the_peak_of_a_device():
+    assert matmul_peak(CPU, torch.float32, size=64, repeats=2) > 1e6
