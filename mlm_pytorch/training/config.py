@@ -15,6 +15,7 @@ from mlm_pytorch.training.schedule import Budget
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
 MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
+MAY_CHANGE |= {"parallel", "shard_ranks"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class TrainConfig(CorpusOptions):
     """Newest checkpoints to keep."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
+    parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """How several processes (torchrun) share the model: each has a copy (ddp, auto), a part (fsdp), or a part within
+    its machine (hybrid)."""
+    shard_ranks: int | None = None
+    """With --parallel hybrid: processes that share one copy of the model. By default those of a machine."""
 
     def check(self) -> None:
         """Find what contradicts itself or cannot be, before anything starts.
@@ -106,7 +112,16 @@ class TrainConfig(CorpusOptions):
             raise ValueError(f"--warmup {self.warmup} and --decay {self.decay} exceed the budget together; lower one")
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"--lr {self.lr} is not positive; 1e-4 to 1e-2 is usual")
-        for name in ("pack_tokens", "packs_per_step", "seq_len", "vocab_size", "evaluations", "keep", "threads"):
+        for name in (
+            "pack_tokens",
+            "packs_per_step",
+            "seq_len",
+            "vocab_size",
+            "evaluations",
+            "keep",
+            "threads",
+            "shard_ranks",
+        ):
             value = getattr(self, name)
             if value is not None and value < (0 if name == "evaluations" else 1):
                 least = 0 if name == "evaluations" else 1

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from mlm_pytorch.data.batches import Chosen, Position, Reader
 from mlm_pytorch.data.prefetch import prefetch
-from mlm_pytorch.training.step import MicroBatch
+from mlm_pytorch.training.step import MicroBatch, StandIn
 
 PREFETCH = 2  # steps whose batches are made ahead
 
@@ -15,7 +15,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step takes, and where the reader stood after it."""
+    """What one optimizer step takes of this process, and where the reader stood after it."""
 
     micro_batches: list[MicroBatch]
     position: Position
@@ -28,7 +28,7 @@ class Feed(Generic[B]):
         reader: what is read, in which order.
         mask: masks what the reader builds, at a rate in millionths.
         rate: the masking rate in millionths as a function of progress in [0, 1].
-        per_step: micro-batches of one step.
+        per_step: micro-batches of one step, of all processes.
     """
 
     def __init__(
@@ -69,4 +69,7 @@ class Feed(Generic[B]):
 
     def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:
         rate, chosen, position = plan
-        return Batch([self.mask(self.reader.build(one), rate) for one in chosen], position)
+        micro_batches = [self.mask(self.reader.build(one), rate) for one in chosen]
+        missing = -(-self.per_step // self.reader.world_size) - len(micro_batches)  # of as many as others may have
+        micro_batches += [StandIn(self.mask(self.reader.first_piece(), rate)) for _ in range(missing)]
+        return Batch(micro_batches, position)
