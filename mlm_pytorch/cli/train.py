@@ -24,6 +24,7 @@ from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.parallel import copy_size
 from mlm_pytorch.training.run import CONFIG, STORE, begin, run_folder
 from mlm_pytorch.training.trainer import Trainer
 
@@ -35,6 +36,7 @@ def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
     world = World.from_environment()
+    copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
     with Display(quiet=not world.is_main) as display, ExitStack() as stack:
         folder = world.from_main(lambda: stack.enter_context(run_folder(config)))
         trainer = _trainer(config, folder, display, world)

@@ -126,6 +126,11 @@ class TrainConfig(CorpusOptions):
             if value is not None and value < (0 if name == "evaluations" else 1):
                 least = 0 if name == "evaluations" else 1
                 raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give at least {least}")
+        if self.shard_ranks is not None and self.parallel != "hybrid":
+            raise ValueError(
+                f"--shard-ranks {self.shard_ranks} is for --parallel hybrid, but --parallel is {self.parallel}; "
+                "change one of them"
+            )
         if self.model not in PRESETS and not Path(self.model).is_dir():
             raise ValueError(f"--model {self.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder")
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -42,15 +42,12 @@ class Parallel:
         model: the whole model, on this process's device; with fsdp and hybrid its parameters are replaced by parts.
         mode: see above; auto is ddp. Without effect for a process alone.
         world: the processes, joined.
-        shard_ranks: with hybrid, how many processes share one copy of the model. By default those of a machine.
+        shard_ranks: as in `copy_size`.
 
     Attributes:
         model: the module that holds the parameters, for optimizers and evaluation.
         module: the module to call in training.
         sharded: whether a process holds parts only. Then every forward pass needs all processes.
-
-    Raises:
-        ValueError: `shard_ranks` that do not divide the processes, or without hybrid.
     """
 
     def __init__(self, model: nn.Module, mode: Mode, world: World, *, shard_ranks: int | None = None):
@@ -58,8 +55,6 @@ class Parallel:
         self.world = world
         self.sharded = False
         self._whole: nn.Module | None = model
-        if shard_ranks is not None and mode != "hybrid":
-            raise ValueError(f"--shard-ranks {shard_ranks} is given, but --parallel is {mode}; choose hybrid")
         if world.size == 1:
             return
         if mode in ("auto", "ddp"):
@@ -68,7 +63,7 @@ class Parallel:
         self.sharded = True
         # On the main process a whole copy in its host's memory waits for the weights when they are to be written.
         self._whole = copy.deepcopy(model).cpu() if world.is_main else None
-        _shard(model, _mesh(world, shard_ranks if mode == "hybrid" else world.size))
+        _shard(model, _mesh(world, copy_size(mode, world, shard_ranks)))
 
     @contextmanager
     def backward_of(self, last: bool) -> Iterator[None]:
@@ -122,18 +117,42 @@ def _replicated(model: nn.Module, world: World) -> DistributedDataParallel:
     )
 
 
-def _mesh(world: World, shard_ranks: int | None) -> Any:
-    """The processes as a row, or as a table of copies (rows) by parts (columns)."""
+def copy_size(mode: Mode, world: World, shard_ranks: int | None = None) -> int:
+    """How many processes hold one copy of the model between them.
+
+    Args:
+        mode: how the model is spread.
+        world: the processes.
+        shard_ranks: with hybrid, the answer. By default the processes of a machine.
+
+    Raises:
+        ValueError: with hybrid, a number that does not divide the processes.
+
+    Example:
+        >>> eight = World(size=8, local_size=4)
+        >>> [copy_size(mode, eight) for mode in ("ddp", "hybrid", "fsdp")]
+        [1, 4, 8]
+    """
+    if mode == "fsdp":
+        return world.size
+    if mode != "hybrid":
+        return 1
     parts = shard_ranks or world.local_size
-    if parts < 1 or world.size % parts:
+    if world.size % parts:
         fitting = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
         raise ValueError(f"--shard-ranks {parts} does not divide the {world.size} processes; give one of {fitting}")
+    return parts
+
+
+def _mesh(world: World, parts: int) -> DeviceMesh:
+    """The processes as a row, or as a table of copies (rows) by parts (columns)."""
     if parts == world.size:
         return init_device_mesh(world.device.type, (parts,), mesh_dim_names=("shard",))
-    return init_device_mesh(world.device.type, (world.size // parts, parts), mesh_dim_names=("replicate", "shard"))
+    copies = world.size // parts
+    return init_device_mesh(world.device.type, (copies, parts), mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(model: nn.Module, mesh: Any) -> None:
+def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every block of the model by itself, what is left with the model."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # as DDP does: all start from the first one's weights
