@@ -49,14 +49,22 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate; the update's root mean square is 0.2 lr (Liu et al. 2025, arXiv 2502.16982, §2.2).
         weight_decay: decoupled.
         momentum: of the running mean of gradients.
+        orthogonalize: the function above, or one that computes the same, divided among processes.
 
     Raises:
         ValueError: a parameter that is no matrix, or that does not fall into `parts`.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        *,
+        orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
+        self.orthogonalize = orthogonalize
         super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -87,7 +95,7 @@ class Muon(torch.optim.Optimizer):
                         rows, part = rows.mT, part.mT
                     waiting[part.shape[0], part.shape[1], group["lr"]].append((rows, part))
         for (_, columns, lr), pairs in waiting.items():
-            updates = orthogonalize(torch.stack([part for _, part in pairs]))
+            updates = self.orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):
                 target.add_(update, alpha=-0.2 * lr * columns**0.5)
         for parameter, target in in_parts:

@@ -1,24 +1,32 @@
 """Which parameters are stepped how."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.training.muon import Muon
+from mlm_pytorch.training.muon import Muon, orthogonalize
 
 _BETAS = (0.9, 0.98)
 _FUSED = {"Wqkv": 3, "Wi": 2}  # modules of the built-in encoder whose weight is several matrices in one
 
 
 def build_optimizers(
-    model: nn.Module, kind: Literal["muon", "adamw"], lr: float, weight_decay: float
+    model: nn.Module,
+    kind: Literal["muon", "adamw"],
+    lr: float,
+    weight_decay: float,
+    *,
+    orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
 ) -> list[torch.optim.Optimizer]:
     """Optimizers for a model, each parameter in exactly one.
 
     "muon": Muon for the matrices inside the layers and the head, fused AdamW for embeddings, output projection, norms
     and biases. Both make updates of about the same size, so one learning rate serves both.
     "adamw": fused AdamW for all. Only matrices inside layers and head decay.
+
+    `orthogonalize` is Muon's.
 
     Raises:
         ValueError: a model without trainable parameters.
@@ -41,7 +49,7 @@ def build_optimizers(
         for parameter in matrices:
             by_parts.setdefault(_FUSED.get(names[id(parameter)].split(".")[-2], 1), []).append(parameter)
         groups = [{"params": held, "parts": parts} for parts, held in by_parts.items()]
-        optimizers.append(Muon(groups, lr=lr, weight_decay=weight_decay))
+        optimizers.append(Muon(groups, lr=lr, weight_decay=weight_decay, orthogonalize=orthogonalize))
     elif matrices:
         optimizers.append(torch.optim.AdamW(matrices, weight_decay=weight_decay, **adam))
     if others:

@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.training.distributed import World, whole
+from mlm_pytorch.training.muon import orthogonalize
 
 Mode = Literal["auto", "ddp", "fsdp", "hybrid"]
 
@@ -64,6 +65,23 @@ class Parallel:
         # On the main process a whole copy in its host's memory waits for the weights when they are to be written.
         self._whole = copy.deepcopy(model).cpu() if world.is_main else None
         _shard(model, _mesh(world, copy_size(mode, world, shard_ranks)))
+
+    def orthogonalize(self, matrices: Tensor) -> Tensor:
+        """Muon's `orthogonalize` of matrices (N, rows, columns) that all processes have: each does its share of N.
+
+        With parts, which were gathered matrix by matrix, each process does it all.
+        """
+        world = self.world
+        if world.size == 1 or self.sharded or len(matrices) == 1:
+            return orthogonalize(matrices)
+        share = -(-len(matrices) // world.size)
+        mine = matrices[share * world.rank : share * (world.rank + 1)]
+        done = torch.zeros((share, *matrices.shape[1:]), dtype=torch.bfloat16, device=matrices.device)
+        if len(mine):
+            done[: len(mine)] = orthogonalize(mine)
+        gathered = done.new_empty((world.size * share, *matrices.shape[1:]))
+        dist.all_gather_into_tensor(gathered.view(torch.uint8), done.view(torch.uint8))
+        return gathered[: len(matrices)]
 
     @contextmanager
     def backward_of(self, last: bool) -> Iterator[None]:

@@ -106,7 +106,9 @@ class Trainer:
             self.autocast = torch.bfloat16
         self.world = world or World()
         self.parallel = Parallel(model, config.parallel, self.world, shard_ranks=config.shard_ranks)
-        self.optimizers = build_optimizers(model, config.optimizer, lr, config.weight_decay)
+        self.optimizers = build_optimizers(
+            model, config.optimizer, lr, config.weight_decay, orthogonalize=self.parallel.orthogonalize
+        )
         self.step = TrainingStep(self.parallel, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
         self.budget = Budget.parse(config.budget)
         steps = self.budget.steps(feed.tokens_per_step, tokens_per_epoch)
