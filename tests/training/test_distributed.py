@@ -16,6 +16,8 @@ import torch
 from rank_jobs import STEPS, trained, trainer
 
 from mlm_pytorch.cli import main
+from mlm_pytorch.cli.train import train
+from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World, lost_rank
 from mlm_pytorch.training.metrics import read_metrics
 from mlm_pytorch.training.parallel import copy_size
@@ -170,7 +172,7 @@ def children(process: subprocess.Popen) -> list[int]:
 def test_two_nodes_one_dies_the_other_says_so_and_one_process_goes_on(tmp_path):
     run = tmp_path / "run"
     train = ["train", str(corpus(tmp_path)), "--out", str(run), "--model", "tiny", "--pack-tokens", "128"]
-    train += ["--seq-len", "32", "--vocab-size", "300", "--packs-per-step", "2", "--precision", "float32"]
+    train += ["--seq-len", "32", "--vocab-size", "300", "--packs-per-step", "1", "--precision", "float32"]
     train += ["--checkpoint-every", "2steps", "--evaluations", "1"]
     node = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "t"]
     node += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
@@ -190,6 +192,7 @@ def test_two_nodes_one_dies_the_other_says_so_and_one_process_goes_on(tmp_path):
     assert all(one.returncode for one in nodes), said
     survivor = [line for line in "".join(said).splitlines() if line.startswith("mlm: ")]
     assert len(survivor) == 1, said
+    assert "".join(said).count("packs-per-step 1 leaves 1 of 2 processes without work in each step") == 1
     assert "ends, since it lost another one" in survivor[0]
     assert "the same command continues from the last checkpoint" in survivor[0]
 
@@ -212,6 +215,29 @@ def test_torchrun_with_more_processes_than_gpus(monkeypatch):
     message = "process 3 of this machine has no GPU of its own, there are 2; start torchrun with --nproc-per-node 2"
     with pytest.raises(ValueError, match=message):
         World.from_environment()
+
+
+class Answers:
+    """A store that has the first process' answers already."""
+
+    def __init__(self, *paths: str | None):
+        self.left = list(paths)
+
+    def check(self, keys: list[str]) -> bool:
+        return True
+
+    def get(self, key: str) -> bytes:
+        return json.dumps({"path": self.left.pop(0)}).encode()
+
+
+def test_a_folder_that_another_machine_does_not_see(tmp_path, monkeypatch):
+    second = World(1, 2, store=Answers("runs/mine", None, str(tmp_path / "runs/mine/store")))
+    monkeypatch.setattr(World, "from_environment", lambda: second)
+    with pytest.raises(
+        ValueError, match=r"process 1 on .* does not see .*store, which .* put --out on a file system that"
+    ):
+        train(TrainConfig(corpus=("corpus.txt",), out=tmp_path / "runs/mine"))
+    assert not list(tmp_path.iterdir()), "only the first process writes"
 
 
 def test_half_an_environment(monkeypatch):
