@@ -26,9 +26,11 @@ from mlm_pytorch.masking import flat_scores, select_tokens
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
 from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.optimizer import build_optimizers
-from mlm_pytorch.training.step import TrainingStep, native_precision
+from mlm_pytorch.training.parallel import Parallel
+from mlm_pytorch.training.step import StepResult, TrainingStep, native_precision
 
 VOCABULARY = 50_368
 SPECIAL = SpecialTokens(VOCABULARY, mask_token_id=4, pad_token_id=3, ids=(0, 1, 2, 3, 4), prefix=(0,), suffix=(1,))
@@ -101,14 +103,26 @@ def training_step(encoder: Encoder, device: torch.device, autocast: torch.dtype 
     head = find_head(encoder)
     optimizers = build_optimizers(encoder, "muon", 1e-3, 0.05)
     return TrainingStep(
-        encoder, lambda model, pack: pack_loss(model, head, pack.to(device)), optimizers, autocast=autocast, clip=1.0
+        Parallel(encoder, "auto", World()),
+        lambda model, pack: pack_loss(model, head, pack.to(device)),
+        optimizers,
+        autocast=autocast,
+        clip=1.0,
     )
+
+
+def take(step: TrainingStep, batch: Batch, lr: float = 1e-3) -> StepResult:
+    """One optimizer step of a process that trains alone."""
+    counts = (sum(getattr(one, name) for one in batch.micro_batches) for name in ("num_targets", "num_tokens"))
+    return step(batch.micro_batches, lr, World().agree(*counts, stop=bool, seconds=float))
 
 
 def feed(pieces: DrawnPieces, capacity: int, longest: int, seed: int = 0) -> Iterator[Batch]:
     """Masked packs, made ahead."""
     reader = Reader(pieces, capacity, seed=seed, longest=longest)
-    return Feed(reader, PackMasker(SPECIAL, seed), rate=lambda _: MASK_PROB, per_step=1).batches(0, lambda _: 0.0)
+    return Feed(reader, PackMasker(SPECIAL, seed), rate=lambda _: MASK_PROB, per_step=lambda _: 1).batches(
+        0, lambda _: 0.0
+    )
 
 
 def wait(device: torch.device) -> None:
@@ -122,7 +136,7 @@ def timed(step: TrainingStep, batches: Iterator[Batch], steps: int, device: torc
     wait(device)
     start = time.perf_counter()
     for batch in (next(batches) for _ in range(steps)):
-        step(batch.micro_batches, 1e-3)
+        take(step, batch)
         taken.append(batch)
     wait(device)
     return time.perf_counter() - start, taken
@@ -237,7 +251,7 @@ def curve_difference(device: torch.device, steps: int) -> float:
         encoder = Encoder(config_of((64, 96, 2, 2), 2048)).to(where)
         step = training_step(encoder, where, autocast)
         batches = feed(DrawnPieces(500, 128, 2048), 1024, 128)
-        losses = [step(batch.micro_batches, 2e-3).loss for batch in (next(batches) for _ in range(steps))]
+        losses = [take(step, batch, 2e-3).loss for batch in (next(batches) for _ in range(steps))]
         curves.append(np.convolve(losses, np.ones(min(20, steps)) / min(20, steps), "valid"))
     return float(np.max(np.abs(curves[1] - curves[0]) / curves[0]))
 

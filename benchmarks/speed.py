@@ -30,9 +30,11 @@ from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
+from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.optimizer import build_optimizers
-from mlm_pytorch.training.step import TrainingStep, native_precision
+from mlm_pytorch.training.parallel import Parallel
+from mlm_pytorch.training.step import StepResult, TrainingStep, native_precision
 
 CORPUS = Path(__file__).parents[2] / "shared" / "data" / "mix10m"
 ROUNDS = 3
@@ -64,6 +66,12 @@ def prepare(folder: Path, seq_len: int = 256, documents: int | None = None) -> P
     return folder
 
 
+def take(step: TrainingStep, batch: Batch, lr: float = 1e-3) -> StepResult:
+    """One optimizer step of a process that trains alone."""
+    counts = (sum(getattr(one, name) for one in batch.micro_batches) for name in ("num_targets", "num_tokens"))
+    return step(batch.micro_batches, lr, World().agree(*counts, stop=bool, seconds=float))
+
+
 class Run:
     """Steps of one shape on one store."""
 
@@ -83,7 +91,7 @@ class Run:
         encoder = Encoder(self.config)
         head = find_head(encoder)
         self.step = TrainingStep(
-            encoder,
+            Parallel(encoder, "auto", World()),
             lambda model, pack: pack_loss(model, head, pack),
             build_optimizers(encoder, "muon", 1e-3, 0.05),
             autocast=native_precision(torch.device("cpu")),
@@ -91,15 +99,15 @@ class Run:
         )
         reader = Reader(opened, capacity, seed=0, longest=opened.seq_len)
         masker = PackMasker(opened.special, 0)
-        self.batches: Iterator[Batch] = Feed(reader, masker, rate=lambda _: MASK_PROB, per_step=per_step).batches(
-            0, lambda _: 0.0
-        )
+        self.batches: Iterator[Batch] = Feed(
+            reader, masker, rate=lambda _: MASK_PROB, per_step=lambda _: per_step
+        ).batches(0, lambda _: 0.0)
         self.take()  # sets kernels up
 
     def take(self) -> Batch:
         """One step; returns what it took."""
         batch = next(self.batches)
-        self.step(batch.micro_batches, 1e-3)
+        take(self.step, batch)
         return batch
 
     def time(self) -> tuple[float, float]:

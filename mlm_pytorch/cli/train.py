@@ -1,6 +1,8 @@
 """`mlm train`: put the rooms together, a store, an encoder, and the loop that brings them to each other."""
 
 import dataclasses
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,8 +21,10 @@ from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.parallel import copy_size
 from mlm_pytorch.training.recipe import Recipe, choose, matmul_peak
 from mlm_pytorch.training.run import CONFIG, STORE, begin, run_folder
 from mlm_pytorch.training.schedule import Budget
@@ -33,21 +37,40 @@ VALID_PIECES = 256  # of the held-out set, measured during training; `mlm evalua
 def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
-    with Display() as display, run_folder(config) as folder:
-        config, recipe = _settled(config, folder, display)
-        trainer, encoder = _trainer(config, recipe, folder, display)
-        begin(folder, config)
+    world = World.from_environment()
+    copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
+    with Display(quiet=not world.is_main) as display, ExitStack() as stack:
+        folder = world.from_main(lambda: stack.enter_context(run_folder(config)))
+        config, recipe = _settled(config, folder, display, world)
+        trainer = _trainer(config, recipe, folder, display, world)
+        if world.is_main:
+            begin(folder, config)
         finished = trainer.run()
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
+        else:
+            _check(trainer, folder)
+        world.leave()
+        if not finished:
             return False
-        with trainer.averaged():
-            check_export(encoder, load_tokenizer(folder / "model").special, folder / "model")
         display.say(f'done: {folder / "model"} loads with transformers; next: mlm fill {folder} "… [MASK] …"')
         return True
 
 
-def _settled(config: TrainConfig, folder: Path, display: Display) -> tuple[TrainConfig, Recipe]:
+def _check(trainer: Trainer, folder: Path) -> None:
+    """Load the run's model through transformers and compare; the first process does so for all."""
+    with trainer.averaged():
+        whole = trainer.parallel.whole_model()
+
+        def check() -> Path:
+            assert isinstance(whole, Encoder)
+            check_export(whole, load_tokenizer(folder / "model").special, folder / "model")
+            return folder
+
+        trainer.world.from_main(check)
+
+
+def _settled(config: TrainConfig, folder: Path, display: Display, world: World) -> tuple[TrainConfig, Recipe]:
     """The configuration with what it leaves open: as the run began with it, or chosen now."""
     before = (
         TrainConfig.from_yaml((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else None
@@ -56,13 +79,13 @@ def _settled(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
         config = config.settled(**{name: getattr(before, name) for name in before.chosen})
     if config.threads:
         torch.set_num_threads(config.threads)
-    device, budget, store = _device(), Budget.parse(config.budget), _named_store(config)
+    device, budget, store = world.device, Budget.parse(config.budget), _named_store(config)
     facts = Manifest.read(store) if store else None
-    by_speed = config.model is None and budget.unit == "seconds"
+    by_speed, precision = config.model is None and budget.unit == "seconds", native_precision(device) or torch.float32
     recipe = choose(
         budget,
         device,
-        peak=matmul_peak(device, native_precision(device) or torch.float32) if by_speed else 0.0,
+        peak=world.from_main(lambda: matmul_peak(device, precision)) * world.size if by_speed else 0.0,
         corpus_tokens=facts.splits["train"].tokens if facts else None,
         optimizer=config.optimizer,
         model=config.model,
@@ -82,25 +105,31 @@ def _settled(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
     return config, recipe
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _named_store(config: TrainConfig) -> Path | None:
     """The corpus, where it is one store."""
     named = Path(config.corpus[0]) if len(config.corpus) == 1 else None
     return named if named and (named / MANIFEST).is_file() else None
 
 
-def _trainer(config: TrainConfig, recipe: Recipe, folder: Path, display: Display) -> tuple[Trainer, Encoder]:
-    """A trainer and its encoder, for a run that is new, or continued from its newest checkpoint."""
+def _trainer(config: TrainConfig, recipe: Recipe, folder: Path, display: Display, world: World) -> Trainer:
+    """A trainer for a run that is new, or continued from its newest checkpoint; the first process prepares for all."""
     torch.manual_seed(config.seed)
-    checkpoint = newest_checkpoint(folder, display.say)
-    store_folder = _store(config, recipe, folder, display)
+    checkpoint = world.from_main(lambda: newest_checkpoint(folder, display.say))
+    store_folder = world.from_main(lambda: _store(config, recipe, folder, display))
+    if not (store_folder / MANIFEST).is_file():
+        raise ValueError(
+            f"process {world.rank} on {socket.gethostname()} does not see {store_folder}, which the first process "
+            "prepared; put --out on a file system that all machines share"
+        )
+    if config.packs_per_step < world.size:
+        display.say(
+            f"--packs-per-step {config.packs_per_step} leaves {world.size - config.packs_per_step} of {world.size} "
+            f"processes without work in each step; {world.size} or a multiple keeps them busy"
+        )
     store, valid = TokenStore.open(store_folder), held_out(store_folder)
     tokenizer, special = load_tokenizer(store.tokenizer_folder), store.special
-    encoder = _encoder(recipe, store, checkpoint)
-    device = next(encoder.parameters()).device
+    encoder = _encoder(recipe, store, checkpoint).to(world.device)
+    device = world.device
 
     def evaluate(model: torch.nn.Module) -> MaskedResult:
         assert valid is not None
@@ -116,11 +145,19 @@ def _trainer(config: TrainConfig, recipe: Recipe, folder: Path, display: Display
         words=derive_words(tokenizer.backend) if config.selection in ("words", "ngrams") else None,
     )
     head = find_head(encoder)
+    world.join()
     trainer = Trainer(
         encoder,
         lambda model, pack: pack_loss(model, head, pack.to(device), z_loss=config.z_loss),
         Feed(
-            Reader(store, recipe.pack_tokens, seed=config.seed, longest=store.seq_len),
+            Reader(
+                store,
+                recipe.pack_tokens,
+                seed=config.seed,
+                longest=store.seq_len,
+                rank=world.rank,
+                world_size=world.size,
+            ),
             masker,
             rate=config.rate,
             per_step=config.batch_ramp,
@@ -130,19 +167,24 @@ def _trainer(config: TrainConfig, recipe: Recipe, folder: Path, display: Display
         lr=recipe.lr,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
-        export=lambda path: export_encoder(
-            encoder, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len)
+        export=lambda model, path: export_encoder(
+            model,  # type: ignore[arg-type]  # a copy of the encoder, or itself
+            special,
+            path,
+            lambda folder: tokenizer.save(folder, model_max_length=store.seq_len),
         ),
         display=display,
+        world=world,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
     display.say(
-        f"{recipe.model}: {num_parameters(encoder.config) / 1e6:.1f}M parameters, {trainer.device}, "
+        f"{recipe.model}: {num_parameters(encoder.config) / 1e6:.1f}M parameters, "
+        f"{trainer.device}{f' and {world.size - 1} more' if world.size > 1 else ''}, "
         f"{'bf16' if trainer.autocast else 'float32'}; {store.num_tokens:,} tokens; budget {config.budget}"
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
-    return trainer, encoder
+    return trainer
 
 
 def _store(config: TrainConfig, recipe: Recipe, folder: Path, display: Display) -> Path:
@@ -199,4 +241,4 @@ def _encoder(recipe: Recipe, store: TokenStore, checkpoint: Path | None) -> Enco
         if load_tokenizer(model_folder(source)).fingerprint != store.tokenizer_fingerprint:
             raise ValueError(f"the tokenizer of {source} is not the store's; pass --tokenizer {source}")
     _check_lengths(store.seq_len, encoder.config.max_position_embeddings, recipe.pack_tokens)
-    return encoder.to(_device())
+    return encoder

@@ -217,6 +217,11 @@ class Reader(Generic[B]):
         """Lay out what was chosen. A pure function; several threads may run it at once."""
         return self.layout.build(self.store, chosen.pieces, chosen.visits, self.capacity)
 
+    def first_piece(self) -> B:
+        """The store's first piece by itself, as short as it is: for whoever needs some batch, whatever it holds."""
+        first = np.zeros(1, dtype=np.int64)
+        return self.layout.build(self.store, first, first, int(self.store.lengths(first)[0]) + self._framing)
+
     def take(self, num_packs: int) -> Iterator[B]:
         """The next `num_packs` batches of all processes; this one builds and yields its own."""
         return map(self.build, self.choose(num_packs))

@@ -2,7 +2,7 @@
 
 checkpoints/step-500/
     model/                  the weights, in Hugging Face format
-    optimizer.safetensors   the optimizers' state
+    optimizer.safetensors   the optimizers' state; of a model in parts a folder optimizer/, with a file of each process
     state.json              step, tokens, seconds, the reader's position, the length of metrics.jsonl
     manifest.json           size and checksum of each of these files
 model -> checkpoints/step-500/model
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mlm_pytorch.training.parallel import OPTIMIZER_FILE, OPTIMIZER_FOLDER, load_optimizer
 
 MANIFEST = "manifest.json"
 
@@ -50,6 +52,7 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    write_parts: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `checkpoints/step-N` beside the others, make it complete at once, point `model` to it, drop the oldest.
 
@@ -60,6 +63,7 @@ def save_checkpoint(
         optimizer: state by name.
         state: plain data for JSON.
         keep: newest checkpoints to keep.
+        write_parts: writes the optimizers' state into a folder, in place of `optimizer`, together with other processes.
 
     Returns:
         The checkpoint's folder.
@@ -68,13 +72,16 @@ def save_checkpoint(
         OSError: a full disk, say. The checkpoints there were are untouched, and nothing half-written is left.
     """
     final = run / "checkpoints" / f"step-{step}"
-    partial = final.with_name(f".step-{step}.partial")
+    partial = partial_folder(run, step)
     for left_by_a_kill in final.parent.glob(".step-*.partial"):
         shutil.rmtree(left_by_a_kill)
     try:
         partial.mkdir(parents=True)
         export(partial / "model")
-        save_file({name: value.contiguous() for name, value in optimizer.items()}, partial / "optimizer.safetensors")
+        if write_parts is None:
+            save_file({name: value.contiguous() for name, value in optimizer.items()}, partial / OPTIMIZER_FILE)
+        else:
+            write_parts(partial / OPTIMIZER_FOLDER)
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
         listed = {
             str(f.relative_to(partial)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(partial)
@@ -93,6 +100,11 @@ def save_checkpoint(
     for old in checkpoints(run)[:-keep]:
         _remove(old)
     return final
+
+
+def partial_folder(run: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is complete."""
+    return run / "checkpoints" / f".step-{step}.partial"
 
 
 def _point(link: Path, target: Path) -> None:
@@ -153,7 +165,7 @@ def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and optimizer tensors of a checkpoint; the model is read from its `model/`."""
+def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and optimizer tensors of a checkpoint, laid out as the model is; its weights are read from `model/`."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return state, load_file(checkpoint / "optimizer.safetensors")
+    return state, load_optimizer(checkpoint, model)

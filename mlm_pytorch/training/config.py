@@ -17,6 +17,7 @@ from mlm_pytorch.training.schedule import BatchRamp, Budget, learning_rate_facto
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
 MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
+MAY_CHANGE |= {"parallel", "shard_ranks"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class TrainConfig(CorpusOptions):
     """Newest checkpoints to keep."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
+    parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """How several processes (torchrun) share the model: each has a copy (ddp, auto), a part (fsdp), or a part within
+    its machine (hybrid)."""
+    shard_ranks: int | None = None
+    """With --parallel hybrid: processes that share one copy of the model. By default those of a machine."""
 
     chosen: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Options that were left open, and settled by `training.recipe` when the run began."""
@@ -122,11 +128,16 @@ class TrainConfig(CorpusOptions):
                 "of which it is a part"
             )
         counts = ("pack_tokens", "packs_per_step", "packs_per_step_end", "seq_len", "vocab_size", "keep", "threads")
-        for name in (*counts, "evaluations"):
+        for name in (*counts, "shard_ranks", "evaluations"):
             value = getattr(self, name)
             if value is not None and value < (0 if name == "evaluations" else 1):
                 least = 0 if name == "evaluations" else 1
                 raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give at least {least}")
+        if self.shard_ranks is not None and self.parallel != "hybrid":
+            raise ValueError(
+                f"--shard-ranks {self.shard_ranks} is for --parallel hybrid, but --parallel is {self.parallel}; "
+                "change one of them"
+            )
         if self.model is not None and self.model not in PRESETS and not Path(self.model).is_dir():
             raise ValueError(f"--model {self.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder")
 

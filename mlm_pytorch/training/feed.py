@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from mlm_pytorch.data.batches import Chosen, Position, Reader
 from mlm_pytorch.data.prefetch import prefetch
-from mlm_pytorch.training.step import MicroBatch
+from mlm_pytorch.training.step import MicroBatch, StandIn
 
 PREFETCH = 2  # steps whose batches are made ahead
 
@@ -15,9 +15,26 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step takes, and where the reader stood after it."""
+    """What one optimizer step takes of this process, and where the reader stood after it."""
 
     micro_batches: list[MicroBatch]
+    position: Position
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step will be made of.
+
+    Attributes:
+        rate: the masking rate in millionths.
+        packs: of the step, over all processes.
+        chosen: this process's part of them.
+        position: where the reader stood after them.
+    """
+
+    rate: int
+    packs: int
+    chosen: list[Chosen]
     position: Position
 
 
@@ -55,13 +72,15 @@ class Feed(Generic[B]):
         """The batches of the steps from `step` on; `share` is a step's progress in [0, 1]."""
         return prefetch(self._plans(step, share), self._make, ahead=PREFETCH)
 
-    def _plans(self, step: int, share: Callable[[int], float]) -> Iterator[tuple[int, list[Chosen], Position]]:
-        """Masking rate, choice and the reader's position after it, of the steps from `step` on."""
+    def _plans(self, step: int, share: Callable[[int], float]) -> Iterator[Plan]:
         while True:
             progress = share(step)
-            yield self.rate(progress), list(self.reader.choose(self.per_step(progress))), self.reader.position
+            packs = self.per_step(progress)
+            yield Plan(self.rate(progress), packs, list(self.reader.choose(packs)), self.reader.position)
             step += 1
 
-    def _make(self, plan: tuple[int, list[Chosen], Position]) -> Batch:
-        rate, chosen, position = plan
-        return Batch([self.mask(self.reader.build(one), rate) for one in chosen], position)
+    def _make(self, plan: Plan) -> Batch:
+        micro_batches = [self.mask(self.reader.build(one), plan.rate) for one in plan.chosen]
+        missing = -(-plan.packs // self.reader.world_size) - len(micro_batches)  # of as many as others may have
+        micro_batches += [StandIn(self.mask(self.reader.first_piece(), plan.rate)) for _ in range(missing)]
+        return Batch(micro_batches, plan.position)

@@ -53,6 +53,23 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class NoMetrics(MetricsFile):
+    """Writes nothing: for the processes of a run beside the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, **values: Any) -> None:
+        """Nothing."""
+
+    def flush(self) -> int:
+        """Nothing; no bytes."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Display:
     """Progress of a run: a live line on a terminal, a plain line every ten seconds or so elsewhere.
 
@@ -61,14 +78,14 @@ class Display:
 
     PLAIN_EVERY = 10.0
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr, highlight=False, markup=False)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self.console = console or Console(file=sys.stderr, highlight=False, markup=False, quiet=quiet)
         self._bar: Progress | None = None
         self._task: Any = None
         self._printed = 0.0
 
     def __enter__(self) -> "Display":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
             columns.append(TextColumn("{task.fields[status]}", markup=False))
             self._bar = Progress(*columns, console=self.console, transient=False, refresh_per_second=4)

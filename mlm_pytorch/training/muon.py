@@ -3,14 +3,18 @@
 The same update as `torch.optim.Muon`, for all matrices of one shape at once: a small encoder has dozens of matrices too
 small to fill even two cores, and one by one they took a quarter of a training step. Projections that are several
 matrices in one, such as Wqkv, are orthogonalized part by part.
+
+Of matrices that lie in parts on several processes (`DTensor`), each process gathers the momentum once, in the precision
+that orthogonalizing takes, orthogonalizes it whole as a process alone would, and keeps its part of the update.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 # The quintic's coefficients, chosen there for the steepest slope at zero.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -45,14 +49,22 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate; the update's root mean square is 0.2 lr (Liu et al. 2025, arXiv 2502.16982, §2.2).
         weight_decay: decoupled.
         momentum: of the running mean of gradients.
+        orthogonalize: the function above, or one that computes the same, divided among processes.
 
     Raises:
         ValueError: a parameter that is no matrix, or that does not fall into `parts`.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        *,
+        orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
+        self.orthogonalize = orthogonalize
         super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -71,22 +83,49 @@ class Muon(torch.optim.Optimizer):
         """Take one step with the gradients that are there."""
         assert closure is None, "Muon takes no closure"
         waiting: dict[tuple[int, int, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        in_parts: list[tuple[DTensor, Tensor]] = []
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(average, group["momentum"])
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                for target, part in zip(parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
+            for parameter, update in _gathered(self._updates(group)):
+                target = parameter
+                if isinstance(parameter, DTensor):  # collect the whole update, of which a part is kept below
+                    target = torch.zeros_like(update, dtype=parameter.dtype)
+                    in_parts.append((parameter, target))
+                for rows, part in zip(target.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     if part.shape[0] > part.shape[1]:
-                        target, part = target.mT, part.mT
-                    waiting[*part.shape, group["lr"]].append((target, part))
+                        rows, part = rows.mT, part.mT
+                    waiting[part.shape[0], part.shape[1], group["lr"]].append((rows, part))
         for (_, columns, lr), pairs in waiting.items():
-            updates = orthogonalize(torch.stack([part for _, part in pairs]))
+            updates = self.orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):
                 target.add_(update, alpha=-0.2 * lr * columns**0.5)
+        for parameter, target in in_parts:
+            mesh = parameter.device_mesh
+            whole = DTensor.from_local(target, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            parameter.to_local().add_(whole.redistribute(placements=parameter.placements).to_local())
         return None
+
+    def _updates(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter of a group that has a gradient, decayed, with its momentum, yet to be orthogonalized."""
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            update = parameter.grad.lerp(average, group["momentum"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            yield parameter, update
+
+
+def _gathered(updates: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with each update whole. All are on their way before the first is waited for."""
+    sent: list[tuple[Tensor, Tensor]] = []
+    for parameter, update in updates:
+        if isinstance(update, DTensor):
+            everywhere = [Replicate()] * update.device_mesh.ndim
+            halved = update.to(torch.bfloat16)
+            assert isinstance(halved, DTensor)
+            update = halved.redistribute(placements=everywhere, async_op=True).to_local()
+        sent.append((parameter, update))
+    yield from sent

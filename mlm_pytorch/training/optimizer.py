@@ -1,6 +1,7 @@
 """Which parameters are stepped how."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.training.muon import Muon
+from mlm_pytorch.training.muon import Muon, orthogonalize
 
 _BETAS = (0.9, 0.98)
 # Weights that are several matrices in one: of ModernBERT (its layers' and ours), and of torch's own attention.
@@ -94,7 +95,13 @@ def _output_projection(model: nn.Module) -> Tensor | None:
 
 
 def build_optimizers(
-    model: nn.Module, kind: Literal["muon", "adamw"], lr: float, weight_decay: float, *, embedding_lr: float = 1.0
+    model: nn.Module,
+    kind: Literal["muon", "adamw"],
+    lr: float,
+    weight_decay: float,
+    *,
+    embedding_lr: float = 1.0,
+    orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
 ) -> list[torch.optim.Optimizer]:
     """Optimizers for a model, each parameter in exactly one.
 
@@ -108,6 +115,7 @@ def build_optimizers(
         lr: peak learning rate.
         weight_decay: decoupled.
         embedding_lr: the embeddings' learning rate, as a multiple of `lr`.
+        orthogonalize: Muon's.
 
     Raises:
         ValueError: a model without trainable parameters.
@@ -121,7 +129,7 @@ def build_optimizers(
     ]
     if kind == "muon" and roles.matrices:
         by_parts = [{"params": held, "parts": parts} for parts, held in roles.matrices.items()]
-        optimizers.append(Muon(by_parts, lr=lr, weight_decay=weight_decay))
+        optimizers.append(Muon(by_parts, lr=lr, weight_decay=weight_decay, orthogonalize=orthogonalize))
     else:
         groups.insert(0, {"params": [*chain(*roles.matrices.values())], "weight_decay": weight_decay})
     groups = [group for group in groups if group["params"]]

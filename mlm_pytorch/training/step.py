@@ -8,7 +8,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.training.distributed import Agreement, whole
 from mlm_pytorch.training.optimizer import set_learning_rate
+from mlm_pytorch.training.parallel import Parallel
 
 
 class MicroBatch(Protocol):
@@ -27,6 +29,19 @@ class MicroBatch(Protocol):
 
 M = TypeVar("M", bound=MicroBatch)
 
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a process computes for nothing in a step that deals it fewer micro-batches than others.
+
+    Passes through a model that is spread over processes need all of them.
+    """
+
+    micro_batch: MicroBatch
+    num_tokens: int = 0
+    num_targets: int = 0
+
+
 # Takes the model and a micro-batch; returns the summed loss and how many targets were right, both on the device.
 Loss = Callable[[nn.Module, M], tuple[Tensor, Tensor]]
 
@@ -36,9 +51,9 @@ class StepResult:
     """What a step found. The tensors are on the device; reading them waits for it.
 
     Attributes:
-        loss_sum: () float32, summed over all targets.
-        num_correct: () int64, targets that were the likeliest token.
-        num_targets: of all micro-batches.
+        loss_sum: () float32, summed over all targets of all processes.
+        num_correct: () float32, targets of all processes that were the likeliest token.
+        num_targets: of all micro-batches of all processes.
         num_tokens: likewise, padding not counted.
         grad_norm: () float32, before clipping.
     """
@@ -74,7 +89,7 @@ class TrainingStep:
     """Takes optimizer steps of a model on micro-batches whose loss `loss` computes.
 
     Args:
-        model: the model, on its device.
+        parallel: the model, on its device or spread over several.
         loss: summed loss of a micro-batch, and how many of its targets were right.
         optimizers: each parameter in at most one.
         autocast: dtype of matrix products, None for the model's own.
@@ -83,42 +98,45 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: nn.Module,
+        parallel: Parallel,
         loss: Loss,
         optimizers: list[torch.optim.Optimizer],
         *,
         autocast: torch.dtype | None,
         clip: float,
     ):
-        self.model, self.loss, self.optimizers = model, loss, optimizers
+        self.parallel, self.loss, self.optimizers = parallel, loss, optimizers
         self.autocast, self.clip = autocast, clip
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
-    def backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+    def backward(self, micro_batches: Sequence[MicroBatch], agreement: Agreement) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss over all targets of a step; returns the summed loss and the number of hits."""
-        num_targets = sum(batch.num_targets for batch in micro_batches)
-        loss_sum = torch.zeros((), device=self.device)
-        num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in micro_batches:
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                batch_sum, batch_correct = self.loss(self.model, batch)
-            (batch_sum / max(1, num_targets)).backward()
-            loss_sum += batch_sum.detach()
-            num_correct += batch_correct
+        world = self.parallel.world
+        found = torch.zeros(2, device=self.device)  # loss and hits, so that one sum serves both
+        for number, batch in enumerate(micro_batches, start=1):
+            stands_in = isinstance(batch, StandIn)
+            with self.parallel.backward_of(last=number == len(micro_batches)):
+                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    batch_sum, num_correct = self.loss(self.parallel.module, batch.micro_batch if stands_in else batch)
+                # the engines average over processes
+                scale = 0.0 if stands_in else world.size / max(1, agreement.num_targets)
+                (batch_sum * scale).backward()
+            if not stands_in:
+                found[0] += batch_sum.detach()
+                found[1] += num_correct
+        loss_sum, num_correct = world.sum(found)
         return loss_sum, num_correct
 
-    def __call__(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+    def __call__(self, micro_batches: Sequence[MicroBatch], lr: float, agreement: Agreement) -> StepResult:
         """One optimizer step at a learning rate."""
         set_learning_rate(self.optimizers, lr)
-        loss_sum, num_correct = self.backward(micro_batches)
+        loss_sum, num_correct = self.backward(micro_batches, agreement)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         for optimizer in self.optimizers:
             optimizer.step()
         self.forget_gradients()
-        num_targets = sum(batch.num_targets for batch in micro_batches)
-        num_tokens = sum(batch.num_tokens for batch in micro_batches)
-        return StepResult(loss_sum, num_correct, num_targets, num_tokens, norm)
+        return StepResult(loss_sum, num_correct, agreement.num_targets, agreement.num_tokens, whole(norm))
 
     def forget_gradients(self) -> None:
         """Drop the gradients there are."""

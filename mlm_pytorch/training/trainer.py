@@ -13,12 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from mlm_pytorch.data.batches import Position
 from mlm_pytorch.training.averaging import WeightAverage
-from mlm_pytorch.training.checkpoint import load_checkpoint, save_checkpoint
+from mlm_pytorch.training.checkpoint import load_checkpoint, partial_folder, save_checkpoint
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.distributed import Agreement, World
 from mlm_pytorch.training.feed import Batch, Feed
-from mlm_pytorch.training.metrics import Display, MetricsFile, clock
+from mlm_pytorch.training.metrics import Display, MetricsFile, NoMetrics, clock
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
 from mlm_pytorch.training.schedule import Budget
 from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, native_precision
 
@@ -74,8 +77,9 @@ class Trainer:
         lr: peak learning rate.
         tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
-        export: writes the model in Hugging Face format into a folder.
+        export: writes a model, whole, in Hugging Face format into a folder.
         display: the console.
+        world: the processes that train together, each with a trainer like this one; the first one writes.
 
     `run` returns True when the budget is spent, False when a signal stopped it; both leave a checkpoint.
     """
@@ -91,8 +95,9 @@ class Trainer:
         lr: float,
         tokens_per_epoch: int,
         evaluate: Callable[[nn.Module], Score] | None,
-        export: Callable[[Path], None],
+        export: Callable[[nn.Module, Path], None],
         display: Display,
+        world: World | None = None,
     ):
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
         self.evaluate, self.export, self.display, self.lr = evaluate, export, display, lr
@@ -100,11 +105,18 @@ class Trainer:
         self.autocast = native_precision(self.device) if config.precision == "auto" else None
         if config.precision == "bf16":
             self.autocast = torch.bfloat16
+        self.world = world or World()
+        self.parallel = Parallel(model, config.parallel, self.world, shard_ranks=config.shard_ranks)
         self.optimizers = build_optimizers(
-            model, config.optimizer, lr, config.weight_decay, embedding_lr=config.embedding_lr
+            model,
+            config.optimizer,
+            lr,
+            config.weight_decay,
+            embedding_lr=config.embedding_lr,
+            orthogonalize=self.parallel.orthogonalize,
         )
         self.average = WeightAverage(model, config.ema) if config.ema else None
-        self.step = TrainingStep(model, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
+        self.step = TrainingStep(self.parallel, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
         self.budget = Budget.parse(config.budget)
         self.ramp = config.batch_ramp
         steps = self.budget.steps(feed.reader.capacity, tokens_per_epoch, self.ramp)
@@ -112,6 +124,7 @@ class Trainer:
         self.metrics: MetricsFile | None = None  # open while running
         self._metrics_bytes = 0
         self.stop_requested: str | None = None
+        self._began = time.monotonic()  # when the run would have begun in one sitting
         self._unread: tuple[dict[str, Any], StepResult] | None = None  # a step whose line is not written yet
         self._loss = float("nan")  # of the last step that was read
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)  # seconds and packs of the latest steps
@@ -127,7 +140,7 @@ class Trainer:
         Raises:
             ValueError: a checkpoint of another shape.
         """
-        state, tensors = load_checkpoint(checkpoint)
+        state, tensors = load_checkpoint(checkpoint, self.model)
         if self.average is not None:
             tensors = self.average.load(tensors)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
@@ -150,23 +163,38 @@ class Trainer:
         assert self.metrics is not None
         state = {
             "progress": vars(self.progress),
-            "reader": self.feed.position.to_json(),
+            "reader": Position.merge(self.world.gather(self.feed.position)).to_json(),
             "metrics_bytes": self.metrics.flush(),
             "last_evaluated": self._last_evaluated,
             "evaluations": self._evaluations,
         }
-        tensors = optimizer_tensors(self.model, self.optimizers)
+        optimizer = optimizer_tensors(self.model, self.optimizers)
         if self.average is not None:
-            tensors |= self.average.tensors()
+            optimizer |= self.average.tensors()
         with self.averaged():
-            save_checkpoint(
-                self.folder,
-                self.progress.step,
-                export=self.export,
-                optimizer=tensors,
-                state=state,
-                keep=self.config.keep,
-            )
+            whole_model = self.parallel.whole_model()
+
+            def write_parts(folder: Path) -> None:
+                self.parallel.save_optimizer(optimizer, folder)
+
+            def export(path: Path) -> None:
+                assert whole_model is not None
+                self.export(whole_model, path)
+
+            def save() -> Path:
+                return save_checkpoint(
+                    self.folder,
+                    self.progress.step,
+                    export=export,
+                    optimizer=optimizer,
+                    state=state,
+                    keep=self.config.keep,
+                    write_parts=write_parts if self.parallel.sharded else None,
+                )
+
+            if self.parallel.sharded and not self.world.is_main:  # meets the first process in the midst of `save`
+                write_parts(partial_folder(self.folder, self.progress.step) / OPTIMIZER_FOLDER)
+            self.world.from_main(save)
         self._saved_step = self.progress.step
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -183,9 +211,11 @@ class Trainer:
         """One optimizer step; returns what is known of it at once, and what the device is still computing."""
         before = self.progress
         lr = self.lr * self.config.learning_rate_factor(self._share(before.step + 1))
-        result = self.step(batch.micro_batches, lr)
+        self._agreement = self._agree(batch)
+        result = self.step(batch.micro_batches, lr, self._agreement)
         if self.average is not None:
             self.average.update()
+        packs = batch.position.next_pack - self.feed.position.next_pack
         self.feed.position = batch.position
         self.progress = replace(before, step=before.step + 1, tokens=before.tokens + result.num_tokens)
         values = {
@@ -194,9 +224,17 @@ class Trainer:
             "num_targets": result.num_targets,
             "lr": lr,
             "mask_prob": self.feed.rate(before.share) / 1e6,
-            "fill": round(result.num_tokens / (self.feed.reader.capacity * len(batch.micro_batches)), 4),
+            "fill": round(result.num_tokens / (self.feed.reader.capacity * packs), 4),
         }
         return values, result
+
+    def _agree(self, batch: Batch) -> Agreement:
+        return self.world.agree(
+            sum(one.num_targets for one in batch.micro_batches),
+            sum(one.num_tokens for one in batch.micro_batches),
+            stop=lambda: self.stop_requested is not None,
+            seconds=lambda: time.monotonic() - self._began,
+        )
 
     # --------------------------------------------------------------------------------------------------- run
 
@@ -205,12 +243,13 @@ class Trainer:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            loss_sum, _ = self.step.backward(batch.micro_batches)
+            loss_sum, _ = self.step.backward(batch.micro_batches, self._agree(batch))
             float(loss_sum)  # waits for the device
             times.append(time.perf_counter() - start)
             self.step.forget_gradients()
         packs = batch.position.next_pack - self.feed.position.next_pack
-        planned = self.ramp.total_steps(packs * self.budget.amount / (1.05 * min(times)))
+        fastest = self.world.gather(min(times))[0]
+        planned = self.ramp.total_steps(packs * self.budget.amount / (1.05 * fastest))
         self.progress = replace(self.progress, total_steps=planned)
 
     def _replan(self) -> None:
@@ -237,14 +276,16 @@ class Trainer:
 
     def run(self) -> bool:
         """Train until the budget is spent or a signal asks to stop."""
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self._metrics_bytes)
+        file = self.folder / "metrics.jsonl"
+        self.metrics = MetricsFile(file, self._metrics_bytes) if self.world.is_main else NoMetrics()
         handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if not self._finished():
-                with closing(self.feed.batches(self.progress.step, self._share)) as batches:
-                    self._loop(batches)
-            self._evaluate()
-            self.checkpoint()
+            with self.world.watch():
+                if not self._finished():
+                    with closing(self.feed.batches(self.progress.step, self._share)) as batches:
+                        self._loop(batches)
+                self._evaluate()
+                self.checkpoint()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -254,10 +295,10 @@ class Trainer:
     def _loop(self, batches: Iterator[Batch]) -> None:
         self.model.train()
         every = Budget.parse(self.config.checkpoint_every)
-        saved_at, shown_at = time.monotonic(), 0.0
-        saved_step = self.progress.step
+        saved, shown_at, began = self.progress, 0.0, False
         batch = next(batches)
         mark = time.monotonic()
+        self._began = mark - self.progress.seconds
         if not self.progress.total_steps:
             self._plan(batch)
         while True:
@@ -265,8 +306,10 @@ class Trainer:
             values, result = self.take(batch)
             self._write_unread()  # the step before: reading it now leaves the device busy with this one
             now = time.monotonic()
-            self._recent.append((now - mark, self.feed.position.next_pack - packs_before))
-            self.progress = replace(self.progress, seconds=self.progress.seconds + now - mark)
+            seconds = self._agreement.seconds  # by one clock for all, since decisions follow from it
+            if self.world.size == 1 or began:  # among others it is the time of the step before
+                self._recent.append((seconds - self.progress.seconds, self.feed.position.next_pack - packs_before))
+            self.progress, began = replace(self.progress, seconds=seconds), True
             values["tokens_per_second"] = round(result.num_tokens / (now - mark), 1)
             values |= {"seconds": round(self.progress.seconds, 3), "total_steps": self.progress.total_steps}
             mark = now
@@ -275,14 +318,17 @@ class Trainer:
             if now - shown_at >= LOG_SECONDS:
                 shown_at = now
                 self._show()
-            if self._finished() or self.stop_requested:
+            if self._agreement.stop and not self.stop_requested:
+                self.stop_requested = "a signal to another process"
+            if self._finished() or self._agreement.stop:
                 break
             if self.evaluate is not None and self._evaluation_due():
                 self._evaluate()
-            waited = now - saved_at if every.unit == "seconds" else self.progress.step - saved_step
+            waited = getattr(self.progress, "seconds" if every.unit == "seconds" else "step")
+            waited -= getattr(saved, "seconds" if every.unit == "seconds" else "step")
             if waited >= every.amount:
                 self.checkpoint()
-                saved_at, saved_step = time.monotonic(), self.progress.step
+                saved = self.progress
             batch = next(batches)
         self._write_unread()
         self._show(force=True)
@@ -306,12 +352,14 @@ class Trainer:
         if self.evaluate is None or self._last_evaluated == self.progress.step:
             return
         self._write_unread()
-        score = self.evaluate(self.model)
+        score = self.evaluate(self.model)  # by all processes alike: with parts of the model none could do it alone
+        self.parallel.reshard()
         values = {"step": self.progress.step, "valid_loss": score.loss, "valid_accuracy": score.accuracy}
         said = f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
         if self.average is not None:
             with self.averaged():
                 values["ema_valid_loss"] = self.evaluate(self.model).loss
+                self.parallel.reshard()
             said += f"; averaged weights {values['ema_valid_loss']:.3f}"
         self._last_evaluated = self.progress.step
         self._evaluations = int(self.progress.share * self.config.evaluations)
@@ -320,6 +368,8 @@ class Trainer:
         self.display.say(said)
 
     def _show(self, *, force: bool = False) -> None:
+        if not self._recent:
+            return
         per_pack = self._seconds_per_pack()
         rate = self.feed.reader.capacity / per_pack
         left = self.ramp.packs(self.progress.total_steps, self.progress.step) * per_pack

@@ -295,3 +295,11 @@ def test_count_tokens_samples_evenly():
     some = count_tokens(store, max_pieces=64)
     assert some.sum() == sum(map(len, store.pieces[:32] + store.pieces[-32:]))
     assert 0 < count_tokens(store, max_pieces=5).sum() < counts.sum()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_piece_by_itself_is_no_longer_than_it_is(layout):
+    store = ListStore([7, 30, 5])
+    batch = reader(store, layout).first_piece()
+    assert batch.num_tokens == batch.input_ids.size == 7 + 2
+    assert batch.pieces.tolist() == [0]

@@ -68,6 +68,7 @@ def test_what_depends_on_progress():
         ({"replace_prob": -0.1}, r"--replace-prob -0.1 is outside \[0, 1\]"),
         ({"replace_prob": 0.1, "random_token_prob": 0.2}, "--random-token-prob 0.2 exceeds --replace-prob 0.1"),
         ({"warmup": 0.6, "decay": 0.6}, "--warmup 0.6 and --decay 0.6 exceed the budget together"),
+        ({"shard_ranks": 2}, "--shard-ranks 2 is for --parallel hybrid, but --parallel is auto; change one of them"),
         ({"lr": 0.0}, "--lr 0.0 is not positive"),
         ({"pack_tokens": 0}, "--pack-tokens 0 is too small; give at least 1"),
         ({"evaluations": -1}, "--evaluations -1 is too small; give at least 0"),

@@ -48,7 +48,7 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
     torch.manual_seed(config.seed)
     model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, global_attn_every_n_layers=1))
 
-    def save(path: Path) -> None:
+    def save(model, path: Path) -> None:
         path.mkdir()
         torch.save(model.state_dict(), path / "weights.pt")
 
@@ -156,7 +156,7 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path):
     """The loss of a step is the mean over all its targets, however they are dealt to packs."""
     built = trainer(tmp_path, packs_per_step=4)
     packs = [built.feed.mask(pack, 300_000) for pack in built.feed.reader.take(4)]
-    built.step.backward(packs)
+    built.step.backward(packs, built.world.agree(sum(p.num_targets for p in packs), 0, stop=bool, seconds=float))
     logits = torch.cat([pack_logits(built.model, None, pack) for pack in packs])
     labels = torch.cat([pack.labels for pack in packs])
     loss = torch.nn.functional.cross_entropy(logits, labels)
@@ -211,7 +211,8 @@ def test_z_loss_is_a_part_of_the_loss(tmp_path):
     plain, with_z = trainer(tmp_path / "a"), trainer(tmp_path / "b", z_loss=0.5)
     packs = [plain.feed.mask(pack, 300_000) for pack in plain.feed.reader.take(1)]
     log_normalisers = pack_logits(plain.model, None, packs[0]).logsumexp(-1)
-    difference = with_z.step.backward(packs)[0] - plain.step.backward(packs)[0]
+    agreement = plain.world.agree(packs[0].num_targets, 0, stop=bool, seconds=float)
+    difference = with_z.step.backward(packs, agreement)[0] - plain.step.backward(packs, agreement)[0]
     torch.testing.assert_close(difference, 0.5 * log_normalisers.square().sum(), atol=1e-4, rtol=1e-4)
 
 
@@ -256,7 +257,7 @@ def test_a_finished_run_stays_finished(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_kept(tmp_path):
-    def export(path):
+    def export(model, path):
         path.mkdir()
         if path.parent.name != ".step-5.partial":
             raise OSError(28, "No space left on device")

@@ -1,0 +1,163 @@
+"""What the processes of `tests/training/test_distributed.py` do: several jobs each, since starting them is what costs.
+
+Run as `rank_jobs.py JOBS FOLDER` in an environment as torchrun sets it; leaves `FOLDER/JOBS-RANK.json` behind.
+"""
+
+import datetime
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from list_store import SPECIAL, ListStore
+
+from mlm_pytorch.data.batches import Reader
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.masking import RateSchedule
+from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.packs import PackMasker, pack_loss
+from mlm_pytorch.training.checkpoint import newest_checkpoint
+from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.distributed import World
+from mlm_pytorch.training.feed import Feed
+from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.step import StandIn
+from mlm_pytorch.training.trainer import Trainer
+
+STEPS = 10  # of a whole run
+PER_STEP = 3  # packs: with two or four processes some have fewer than others, or none
+
+
+class CountingStore(ListStore):
+    """Pieces that count upwards by one: easy to learn."""
+
+    def __init__(self, num_pieces: int = 200):
+        self.special = SPECIAL
+        generator = np.random.default_rng(0)
+        starts, lengths = generator.integers(5, 20, num_pieces), generator.integers(4, 20, num_pieces)
+        self.pieces = [np.arange(s, s + n, dtype=np.uint16) for s, n in zip(starts, lengths, strict=True)]
+
+
+class Score:
+    loss, accuracy = 1.5, 0.25
+
+
+def trainer(folder: Path, world: World, **changes: Any) -> Trainer:
+    """A small trainer, new or continued from the folder's newest checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields: dict[str, Any] = {"pack_tokens": 96, "precision": "float32", "evaluations": 2, "packs_per_step": PER_STEP}
+    config = TrainConfig(corpus=("x",), out=folder, **fields | {"budget": f"{STEPS}steps"} | changes)
+    torch.manual_seed(config.seed)
+    # a vocabulary of 66 and a width of 34 fall into no four equal parts
+    model = Encoder(EncoderConfig(66, 34, 50, 2, 1, max_position_embeddings=64, global_attn_every_n_layers=1))
+    checkpoint = newest_checkpoint(folder, print)
+    if checkpoint is not None:
+        model.load_state_dict(torch.load(checkpoint / "model/weights.pt", weights_only=True))
+
+    def save(whole: torch.nn.Module, path: Path) -> None:
+        path.mkdir()
+        torch.save(whole.state_dict(), path / "weights.pt")
+
+    def evaluate(model: torch.nn.Module) -> Score:
+        with torch.no_grad():
+            model(torch.arange(5, 9), cu_seqlens=torch.tensor([0, 4]))
+        return Score()
+
+    head = find_head(model)
+    reader = Reader(CountingStore(), 96, seed=0, longest=22, num_streams=6, rank=world.rank, world_size=world.size)
+    built = Trainer(
+        model,
+        lambda model, pack: pack_loss(model, head, pack),
+        Feed(reader, PackMasker(SPECIAL, 0), rate=RateSchedule(0.30, 0.15), per_step=PER_STEP),
+        config,
+        folder,
+        lr=1e-2,
+        tokens_per_epoch=2000,
+        evaluate=evaluate,
+        export=save,
+        display=Display(quiet=True),
+        world=world,
+    )
+    if checkpoint is not None:
+        built.restore(checkpoint)
+    return built
+
+
+def trained(folder: Path, world: World, until: int = 0, **changes: Any) -> dict[str, Any]:
+    """Train, and report what this process took and what all found out; stop after step `until`, where it is given."""
+    built = trainer(folder, world, **changes)
+    taken, found = [], []
+    take = built.take
+
+    def recording(batch: Any) -> Any:
+        taken.extend(
+            [built.progress.step, one.cu_seqlens.tolist(), one.positions.tolist(), one.input_ids.tolist()]
+            for one in batch.micro_batches
+            if not isinstance(one, StandIn)
+        )
+        values, result = take(batch)
+        found.append([result.num_targets, result.num_tokens, result.loss, float(result.grad_norm)])
+        # One process says stop, and all do: after the next step, at whose beginning they agree on it.
+        if world.rank == world.size - 1 and built.progress.step == until - (world.size > 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values, result
+
+    built.take = recording  # type: ignore[method-assign]
+    finished = built.run()
+    about = {"finished": finished, "step": built.progress.step, "stopped": built.stop_requested}
+    return about | {"seconds": built.progress.seconds, "taken": taken, "found": found}
+
+
+def four(world: World, folder: Path) -> dict[str, Any]:
+    """Four processes: what they tell each other, and each engine for some steps."""
+    report: dict[str, Any] = {}
+    world.store.set_timeout(datetime.timedelta(seconds=1))  # the first one takes longer than that
+
+    def slowly() -> Path:
+        time.sleep(2)
+        return folder / "prepared"
+
+    report["prepared"] = str(world.from_main(slowly))
+    report["nothing"] = world.from_main(lambda: None)
+    world.store.set_timeout(datetime.timedelta(minutes=10))
+
+    def fails() -> Path:
+        raise ValueError("corpus.txt does not exist; name another")
+
+    try:
+        world.from_main(fails)
+    except ValueError as error:
+        report["failed"] = str(error)
+    world.join()
+    report["gathered"] = world.gather(world.rank)
+    agreement = world.agree(world.rank, 10, stop=lambda: world.rank == 2, seconds=lambda: 7.5 + world.rank)
+    report["agreement"] = [agreement.num_targets, agreement.num_tokens, agreement.stop, agreement.seconds]
+    report["sum"] = world.sum(torch.tensor([1.0, world.rank])).tolist()
+    report["ddp"] = trained(folder / "ddp", world, 4)
+    report["adamw"] = trained(folder / "adamw", world, 4, parallel="fsdp", optimizer="adamw")
+    report["hybrid"] = trained(folder / "hybrid", world, 4, parallel="hybrid", shard_ranks=2)
+    return report
+
+
+def two(world: World, folder: Path) -> dict[str, Any]:
+    """Two processes go on with what four began, by other engines."""
+    world.join()
+    return {
+        "ddp": trained(folder / "ddp", world, 7, parallel="fsdp"),
+        "hybrid": trained(folder / "hybrid", world, 7, parallel="ddp"),
+        "timed": trained(folder / "timed", world, budget="1s"),
+    }
+
+
+if __name__ == "__main__":
+    jobs, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    this = World.from_environment()
+    done = {"four": four, "two": two}[jobs](this, folder)
+    (folder / f"{jobs}-{this.rank}.json").write_text(json.dumps(done))
+    this.leave()
