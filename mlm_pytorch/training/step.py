@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.training.micro_batches import MicroBatches, is_out_of_memory
 from mlm_pytorch.training.optimizer import set_learning_rate
 
 
@@ -72,6 +73,7 @@ class TrainingStep:
         optimizers: each parameter in at most one.
         autocast: dtype of matrix products, None for the model's own.
         clip: largest norm of the gradient; 0 for no limit.
+        sizes: how much of a step one forward takes; less after it ran out of memory. By default one batch.
     """
 
     def __init__(
@@ -82,14 +84,35 @@ class TrainingStep:
         *,
         autocast: torch.dtype | None,
         clip: float,
+        sizes: MicroBatches | None = None,
     ):
         self.model, self.loss, self.optimizers = model, loss, optimizers
+        self.sizes = sizes or MicroBatches()
         self.autocast, self.clip = autocast, clip
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
     def backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, int]:
-        """Gradients of the mean loss over all targets of a step; returns the summed loss and the count."""
+        """Gradients of the mean loss over all targets of a step; returns the summed loss and the count.
+
+        Out of memory, it begins the step again with less in each forward: the same batches, the same gradient.
+
+        Raises:
+            ValueError: the memory does not hold a single piece.
+        """
+        while True:
+            try:
+                return self._backward(self.sizes.deal(micro_batches))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of `except`: the error's traceback keeps every activation alive.
+            self.forget_gradients()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.sizes.shrink(micro_batches)
+
+    def _backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, int]:
         num_targets = sum(batch.num_targets for batch in micro_batches)
         loss_sum = torch.zeros((), device=self.device)
         for batch in micro_batches:
