@@ -49,7 +49,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = []
     for folder in config.models:
-        opened = open_model(folder)
+        opened = open_model(folder, config.factory)
         opened.model.to(device)
         with Display() as display:
             report = _measure(opened, config, pairs, task, display)

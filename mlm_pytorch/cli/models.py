@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlm_pytorch.cli.factory import built_folder, load_built
 from mlm_pytorch.cli.options import ExportConfig
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import Encoder
@@ -12,7 +13,6 @@ from mlm_pytorch.evaluation import PaddedModel
 from mlm_pytorch.huggingface import (
     check_export,
     copy_export,
-    load_encoder,
     load_masked_lm,
     max_positions,
     model_folder,
@@ -40,12 +40,22 @@ class OpenedModel:
     seq_len: int
 
 
-def open_model(folder: Path) -> OpenedModel:
+def open_model(folder: Path, factory: str | None = None) -> OpenedModel:
     """The model and tokenizer of a run, or of any Hugging Face masked language model.
+
+    Args:
+        folder: a run, or a Hugging Face folder.
+        factory: `module:factory`, for the run of a module of the user's own; never taken from the folder.
 
     Raises:
         ValueError: no such model, a tokenizer without a mask token, or one with more tokens than the model has.
     """
+    built = built_folder(folder)
+    if built is not None:
+        tokenizer = load_tokenizer(built)
+        longest = _declared_length(built)
+        model = PaddedModel(load_built(built, factory), tokenizer.special, longest)
+        return OpenedModel(folder, model, tokenizer, longest, longest)
     model = load_masked_lm(folder)
     tokenizer = load_tokenizer(model_folder(folder))
     config: Any = model.config
@@ -61,12 +71,12 @@ def open_model(folder: Path) -> OpenedModel:
         limit = max_positions(model)
         model = PaddedModel(model, tokenizer.special, limit)
     longest = min(limit or LONGEST_PIECE, LONGEST_PIECE)
-    return OpenedModel(folder, model, tokenizer, longest, min(longest, _declared_length(folder)))
+    return OpenedModel(folder, model, tokenizer, longest, min(longest, _declared_length(model_folder(folder))))
 
 
 def _declared_length(folder: Path) -> int:
     """The piece length that a model was trained at, as its tokenizer declares it."""
-    path = model_folder(folder) / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
     declared = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.is_file() else None
     return int(min(declared or 512, LONGEST_PIECE))
 
@@ -81,7 +91,12 @@ def printable(text: str) -> str:
 
 def export_command(config: ExportConfig) -> None:
     """`mlm export`."""
-    encoder, tokenizer = load_encoder(config.run), load_tokenizer(model_folder(config.run))
+    if built_folder(config.run) is not None:
+        raise ValueError(
+            f"{config.run} holds the weights of a module of your own, which transformers has no class for; copy "
+            f"{built_folder(config.run)} instead"
+        )
+    encoder, tokenizer = load_masked_lm(config.run), load_tokenizer(model_folder(config.run))
     source = model_folder(config.run)
     difference = check_export(encoder, tokenizer.special, source)
     copy_export(source.resolve(), config.folder)

@@ -4,17 +4,22 @@ import dataclasses
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
 
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.encoder import PRESETS
+from mlm_pytorch.training.device import find_device
 from mlm_pytorch.training.schedule import Budget
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
-MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
+MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep_checkpoints", "threads"})
+MAY_CHANGE |= {"encoding_errors", "engine", "workers", "device"}
+
+# What is left open is this, unless the model calls for something else (`training.gentle`).
+FROM_SCRATCH: dict[str, Any] = {"optimizer": "muon", "warmup": 0.02, "decay": 0.6}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class TrainConfig(CorpusOptions):
     budget: str = "20m"
     """How long to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
     model: str = "mini"
-    """A preset (tiny, mini, small, base, large) or the folder of a ModernBERT model to continue from."""
+    """A preset (tiny, mini, small, base, large); a masked language model to continue from, as a folder or by its name
+    on the Hugging Face Hub; or module:factory, a function of yours that returns a module."""
     seq_len: int | None = None
     """Longest piece in tokens; longer documents are split. By default the preset's."""
 
@@ -49,16 +55,18 @@ class TrainConfig(CorpusOptions):
     """Among the selected tokens, the share that is not shown as it is."""
     random_token_prob: float = 0.0
     """Among the selected tokens, the share shown as a random token."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices with AdamW for the rest, or AdamW for all."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """Muon for the matrices with AdamW for the rest, or AdamW for all. By default Muon for a preset, AdamW for all
+    other models."""
     lr: float | None = None
-    """Peak learning rate. By default the optimizer's."""
+    """Peak learning rate. By default the optimizer's; a lower one for a model that is continued."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the matrices."""
-    warmup: float = 0.02
-    """Share of the budget over which the learning rate rises."""
-    decay: float = 0.6
-    """Share of the budget, at its end, over which the learning rate falls to zero."""
+    warmup: float | None = None
+    """Share of the budget over which the learning rate rises. By default 0.02; 0.06 for a model that is continued."""
+    decay: float | None = None
+    """Share of the budget, at its end, over which the learning rate falls to zero. By default 0.6; for a model that is
+    continued, all that is left after the rise."""
     clip: float = 1.0
     """Largest norm of the gradient; beyond it the gradient is scaled down. 0 turns it off."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -69,10 +77,17 @@ class TrainConfig(CorpusOptions):
     """How often the held-out loss is measured during training."""
     checkpoint_every: str = "5m"
     """How often the run is saved: 5m, 500steps."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
+
+    device: str = "auto"
+    """Where to train: auto (CUDA where there is one), cpu, cuda, cuda:1, mps."""
+    keep: tuple[str, ...] = ()
+    """Files of general text, to see what a continued model forgets: their loss is measured with the held-out one."""
+    extend_vocabulary: int | None = None
+    """Add so many tokens to the vocabulary of a model that is continued: those that shorten this corpus most."""
 
     def check(self) -> None:
         """Find what contradicts itself or cannot be, before anything starts.
@@ -95,24 +110,33 @@ class TrainConfig(CorpusOptions):
                     f"--{name.replace('_', '-')} {getattr(self, name)} is outside (0, 1]; 0.15 to 0.4 is usual"
                 )
         for name in ("replace_prob", "random_token_prob", "warmup", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is outside [0, 1]; it is a share")
         if self.random_token_prob > self.replace_prob:
             raise ValueError(
                 f"--random-token-prob {self.random_token_prob} exceeds --replace-prob {self.replace_prob}, "
                 "of which it is a part"
             )
-        if self.warmup + self.decay > 1:
+        if self.warmup is not None and self.decay is not None and self.warmup + self.decay > 1:
             raise ValueError(f"--warmup {self.warmup} and --decay {self.decay} exceed the budget together; lower one")
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"--lr {self.lr} is not positive; 1e-4 to 1e-2 is usual")
-        for name in ("pack_tokens", "packs_per_step", "seq_len", "vocab_size", "evaluations", "keep", "threads"):
+        counts = ("pack_tokens", "packs_per_step", "seq_len", "vocab_size", "evaluations", "keep_checkpoints")
+        for name in (*counts, "threads", "extend_vocabulary"):
             value = getattr(self, name)
             if value is not None and value < (0 if name == "evaluations" else 1):
                 least = 0 if name == "evaluations" else 1
                 raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give at least {least}")
-        if self.model not in PRESETS and not Path(self.model).is_dir():
-            raise ValueError(f"--model {self.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder")
+        find_device(self.device)
+        if self.extend_vocabulary and self.model in PRESETS:
+            raise ValueError(
+                f"--extend-vocabulary {self.extend_vocabulary} is for a model that has a vocabulary already, but "
+                f"--model {self.model} starts anew; pass --vocab-size instead"
+            )
+
+    def settled(self, **values: Any) -> Any:
+        """The same with what was left open filled in."""
+        return dataclasses.replace(self, **{name: v for name, v in values.items() if getattr(self, name) is None})
 
     def to_yaml(self) -> str:
         """One `field: value` a line, paths as text."""

@@ -171,7 +171,8 @@ class MicroBatches:
         if self.halvings:
             return f"each cut into {2**self.halvings} parts, {num_batches * 2**self.halvings} forwards a step"
         together = min(self.together, num_batches)
-        return f"{together} at a time, {-(-num_batches // together)} forwards a step"
+        forwards = -(-num_batches // together)
+        return f"{together} at a time, {forwards} forward{'s' * (forwards > 1)} a step"
 
 
 def _can_be_halved(batch: Any) -> bool:

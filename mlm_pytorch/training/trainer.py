@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mlm_pytorch.training.checkpoint import load_checkpoint, save_checkpoint
-from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.config import FROM_SCRATCH, TrainConfig
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.metrics import Display, MetricsFile, clock
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
@@ -73,6 +73,8 @@ class Trainer:
         lr: peak learning rate.
         tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
+        keep: measures the loss on general text likewise, to see what is forgotten.
+        measure_first: measure before the first step as well.
         export: writes the model in Hugging Face format into a folder.
         display: the console.
 
@@ -90,17 +92,22 @@ class Trainer:
         lr: float,
         tokens_per_epoch: int,
         evaluate: Callable[[nn.Module], Score] | None,
+        keep: Callable[[nn.Module], Score] | None = None,
+        measure_first: bool = False,
         export: Callable[[Path], None],
         display: Display,
     ):
-        self.model, self.feed, self.config, self.folder = model, feed, config, folder
+        self.model, self.feed, self.folder = model, feed, folder
+        self.config = config = config.settled(**FROM_SCRATCH)
         self.evaluate, self.export, self.display, self.lr = evaluate, export, display, lr
+        self.keep, self.measure_first = keep, measure_first
         self.device = next(model.parameters()).device
         self.autocast = native_precision(self.device) if config.precision == "auto" else None
         if config.precision == "bf16":
             self.autocast = torch.bfloat16
-        self.optimizers = build_optimizers(model, config.optimizer, lr, config.weight_decay)
+        self.optimizers = build_optimizers(model, config.optimizer or "muon", lr, config.weight_decay)
         self.step = TrainingStep(model, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
+        self.step.sizes.notice = display.say
         self.budget = Budget.parse(config.budget)
         steps = self.budget.steps(feed.tokens_per_step, tokens_per_epoch)
         self.progress = Progress(total_steps=steps or 0)
@@ -153,7 +160,7 @@ class Trainer:
             export=self.export,
             optimizer=optimizer_tensors(self.model, self.optimizers),
             state=state,
-            keep=self.config.keep,
+            keep=self.config.keep_checkpoints,
         )
         self._saved_step = self.progress.step
 
@@ -222,6 +229,8 @@ class Trainer:
         handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             if not self._finished():
+                if self.measure_first and self.progress.step == 0:
+                    self._evaluate()
                 with closing(self.feed.batches(self.progress.step, self._share)) as batches:
                     self._loop(batches)
             self._evaluate()
@@ -257,7 +266,7 @@ class Trainer:
                 self._show()
             if self._finished() or self.stop_requested:
                 break
-            if self.evaluate is not None and self._evaluation_due():
+            if self._evaluation_due():
                 self._evaluate()
             waited = now - saved_at if every.unit == "seconds" else self.progress.step - saved_step
             if waited >= every.amount:
@@ -281,17 +290,23 @@ class Trainer:
         return int(self.progress.share * self.config.evaluations) > self._evaluations
 
     def _evaluate(self) -> None:
-        if self.evaluate is None or self._last_evaluated == self.progress.step:
+        if (self.evaluate is None and self.keep is None) or self._last_evaluated == self.progress.step:
             return
         self._write_unread()
-        score = self.evaluate(self.model)
+        values: dict[str, Any] = {"step": self.progress.step}
+        said = []
+        if self.evaluate is not None:
+            score = self.evaluate(self.model)
+            values |= {"valid_loss": score.loss, "valid_accuracy": score.accuracy}
+            said.append(f"held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%")
+        if self.keep is not None:
+            values["keep_loss"] = self.keep(self.model).loss
+            said.append(f"loss on the text to keep {values['keep_loss']:.3f}")
         self._last_evaluated = self.progress.step
         self._evaluations = int(self.progress.share * self.config.evaluations)
         assert self.metrics is not None
-        self.metrics.write(step=self.progress.step, valid_loss=score.loss, valid_accuracy=score.accuracy)
-        self.display.say(
-            f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
-        )
+        self.metrics.write(**values)
+        self.display.say(f"step {self.progress.step}: {'; '.join(said)}")
 
     def _show(self, *, force: bool = False) -> None:
         per_step = sum(self._recent) / len(self._recent)

@@ -24,7 +24,7 @@ def test_yaml_is_read_safely():
 
 
 def test_differences_name_the_fields_and_let_some_change():
-    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep=9)
+    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep_checkpoints=9)
     assert config().differences(other) == ["mask_prob: 0.3 -> 0.2", "seed: 0 -> 5"]
 
 
