@@ -7,6 +7,7 @@ from typing import Any
 # little enough that the first steps, whose optimizer knows no moments yet, undo nothing. Gururangan et al. 2020 (arXiv
 # 2004.10964, appendix) adapt with a warm-up of 6% and a linear decay.
 _RATE_TIMES_WIDTH = 0.5
+_NARROWEST = 256  # below it, rates rise no further
 _CONTINUED = 1 / 3
 
 
@@ -23,6 +24,6 @@ def gentle_values(width: int, *, continued: bool) -> dict[str, Any]:
     >>> gentle_values(768, continued=True)
     {'optimizer': 'adamw', 'lr': 0.00022, 'warmup': 0.06, 'decay': 0.94}
     """
-    lr = float(f"{_RATE_TIMES_WIDTH / width * (_CONTINUED if continued else 1):.1e}")
+    lr = float(f"{_RATE_TIMES_WIDTH / max(width, _NARROWEST) * (_CONTINUED if continued else 1):.1e}")
     values: dict[str, Any] = {"optimizer": "adamw", "lr": lr}
     return values | ({"warmup": 0.06, "decay": 0.94} if continued else {})
