@@ -40,18 +40,10 @@ class Extension:
     Attributes:
         tokenizer: the extended one; the ids of the old tokens are the old ones.
         pieces: the old ids that each new token joins, by new id.
-        pieces_before, pieces_after: of the text that was counted.
     """
 
     tokenizer: Tokenizer
     pieces: dict[int, tuple[int, ...]]
-    pieces_before: int
-    pieces_after: int
-
-    @property
-    def saved_share(self) -> float:
-        """Share of the pieces that the new tokens save."""
-        return 1 - self.pieces_after / max(1, self.pieces_before)
 
 
 def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int) -> Extension:
@@ -115,7 +107,7 @@ def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int)
     }
     files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
     extended = make_tokenizer_of_files(files, "the extended tokenizer")
-    return Extension(extended, pieces, counts.num_pieces, counts.num_pieces - _saved(words, pairs, joined))
+    return Extension(extended, pieces)
 
 
 def _without(pairs: list[Pair], joined: Callable[[Pair], str], refused: set[str]) -> list[Pair]:
@@ -202,21 +194,6 @@ def _join(cut: list[str], pair: Pair, token: str) -> list[str]:
             out.append(cut[i])
             i += 1
     return out
-
-
-def _saved(words: Counter[tuple[str, ...]], pairs: list[Pair], joined: Callable[[Pair], str]) -> int:
-    """Pieces that joining saves over all words."""
-    order = {pair: index for index, pair in enumerate(pairs)}
-    saved = 0
-    for word, count in words.items():
-        cut = list(word)
-        while True:
-            best = min((order.get(pair, len(pairs)) for pair in itertools.pairwise(cut)), default=len(pairs))
-            if best == len(pairs):
-                break
-            cut = _join(cut, pairs[best], joined(pairs[best]))
-        saved += count * (len(word) - len(cut))
-    return saved
 
 
 # -- WordPiece: what a longest match from the left makes of it -------------------------------------------------------

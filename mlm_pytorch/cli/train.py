@@ -169,9 +169,13 @@ def _store(config: TrainConfig, start: Start | None, folder: Path, display: Disp
         if extension is not None:
             tokenizer = Path(temporary)
             extension.tokenizer.save(tokenizer)
+            after = read_adaptation(config, extension.tokenizer)
+            assert adaptation is not None
+            assert after is not None
             display.say(
-                f"{len(extension.pieces):,} tokens added to the vocabulary, which save {extension.saved_share:.1%} of "
-                "the pieces; their embeddings start at the means of their old pieces'"
+                f"{len(extension.pieces):,} tokens added to the vocabulary, which then makes "
+                f"{after.fit.pieces_per_word:.2f} pieces a word instead of {adaptation.fit.pieces_per_word:.2f}; their "
+                "embeddings start at the means of their pieces'"
             )
         options = dataclasses.replace(config, tokenizer=None)
         display.say(described(prepare_corpus(options, config.corpus, own, seq_len, display, tokenizer)))

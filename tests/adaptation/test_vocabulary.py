@@ -38,7 +38,7 @@ KINDS = ["bpe", "wordpiece", "unigram"]
 
 
 def trained(kind: str) -> Tokenizer:
-    return train_tokenizer(GENERAL * 30, kind=kind, vocab_size=300 if kind == "bpe" else 110)
+    return train_tokenizer(GENERAL * 30, kind=kind, vocab_size={"bpe": 300, "unigram": 330}.get(kind, 110))
 
 
 def words(tokenizer: Tokenizer, text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -61,7 +61,7 @@ def test_tokens_are_used_and_other_words_are_cut_as_before(kind, tmp_path):
     old, new = tokenizer.backend.get_vocab(), extended.backend.get_vocab()
     assert old.items() <= new.items() and len(new) == len(old) + 25
     after = count_pieces(extended, DOMAIN * 20)
-    assert after.num_pieces == extension.pieces_after < 0.75 * counts.num_pieces == 0.75 * extension.pieces_before
+    assert after.num_pieces < 0.75 * counts.num_pieces and after.num_words == counts.num_words
     used = {id for word in after.words for id in word}
     assert len(used & set(extension.pieces)) > 5
     draw = random.Random(0)
@@ -103,7 +103,7 @@ def test_tokens_save_most_first():
     ((best, times),) = pairs.most_common(1)
     first = saved[0].pieces[tokenizer.special.num_tokens]
     assert pairs[first] == times and (first == best or pairs[best] == times)
-    assert saved[0].saved_share == pytest.approx(times / counts.num_pieces, rel=0.2)
+    assert count_pieces(saved[0].tokenizer, DOMAIN * 20).num_pieces == counts.num_pieces - times
 
 
 def test_a_wordpiece_token_that_would_move_a_border_is_refused():
