@@ -41,6 +41,9 @@ def read_adaptation(config: TrainConfig, tokenizer: Tokenizer, store: TokenStore
     """Look at a sample of the corpus, or of a store, and of the text to keep, through a model's tokenizer.
 
     None for a corpus that is ids, or standard input, which can be read only once.
+
+    Raises:
+        ValueError: a text to keep that holds no text.
     """
     if store is not None:
         chosen = np.linspace(0, len(store) - 1, min(len(store), _SAMPLED_PIECES)).astype(np.int64)
@@ -54,6 +57,8 @@ def read_adaptation(config: TrainConfig, tokenizer: Tokenizer, store: TokenStore
     if not counts.num_pieces:
         return None
     general = count_pieces(tokenizer, _texts(Corpus(config.keep))) if config.keep else None
+    if general is not None and not general.num_pieces:
+        raise ValueError(f"--keep {config.keep[0]} holds no text; name a file of general text")
     return Adaptation(tokenizer, counts, tokenizer_fit(tokenizer, counts, general))
 
 

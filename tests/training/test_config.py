@@ -42,7 +42,7 @@ def test_differences_name_the_fields_and_let_some_change():
         ({"lr": 0.0}, "--lr 0.0 is not positive"),
         ({"pack_tokens": 0}, "--pack-tokens 0 is too small; give at least 1"),
         ({"evaluations": -1}, "--evaluations -1 is too small; give at least 0"),
-        ({"model": "huge"}, r"--model 'huge' is neither a preset \(tiny, mini, small, base, large\) nor a folder"),
+        ({"device": "cuda:99"}, "--device cuda:99 is not there; this machine has cpu"),
     ],
 )
 def test_errors(changes, message):
