@@ -1,8 +1,8 @@
 """Other people's models: a plain training loop against our step, in real tokens (padding not counted) per second.
 
-The plain loop is what their documentation shows: documents joined and cut to rows of one length ("grouped"), 15% masked
-at random, logits at every position, AdamW; in float32 and under bfloat16 autocast. Ours is what `mlm train --model` runs:
-whole pieces in rows of like length, selected positions alone, the hardware's precision, fused AdamW. Same shape,
+The plain loop is what their documentation shows: documents joined and cut to rows of one length ("grouped"), 15%
+masked at random, logits at every position, AdamW; in float32 and under bfloat16 autocast. Ours is what `mlm train`
+runs: whole pieces in rows of like length, selected positions alone, the native precision, fused AdamW. Same shape,
 vocabulary, text, masking rate and tokens per step; the sides take turns.
 
     python benchmarks/others.py                     # writes benchmarks/results/others.json
