@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mlm_pytorch.cli.prepare import described, prepare_corpus
@@ -20,11 +21,18 @@ from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.feed import Feed
+from mlm_pytorch.training.guards import unigram_entropy
 from mlm_pytorch.training.metrics import Display
-from mlm_pytorch.training.run import CONFIG, STORE, begin, run_folder
+from mlm_pytorch.training.record import begin_sitting, end_sitting
+from mlm_pytorch.training.reporting import Watch
+from mlm_pytorch.training.run import STORE, begin, run_folder, store_to_prepare
+from mlm_pytorch.training.step import native_precision
+from mlm_pytorch.training.throughput import flops_per_token, measure_peak
+from mlm_pytorch.training.trackers import choose_trackers, open_trackers
 from mlm_pytorch.training.trainer import Trainer
 
 LEARNING_RATES = {"muon": 4e-3, "adamw": 2e-3}
+LENGTHS_FROM = 8192  # pieces, to know how far attention reaches
 VALID_PIECES = 256  # of the held-out set, measured during training; `mlm evaluate` measures all of it
 
 
@@ -34,7 +42,11 @@ def train(config: TrainConfig) -> bool:
     with Display() as display, run_folder(config) as folder:
         trainer, encoder = _trainer(config, folder, display)
         begin(folder, config)
+        facts = {"parameters": num_parameters(encoder.config), "matmul_peak": trainer.watch.peak}
+        facts |= {"precision": precision_of(trainer), "from_step": trainer.progress.step}
+        begin_sitting(folder, trainer.device, facts, display.say)
         finished = trainer.run()
+        end_sitting(folder, {"to_step": trainer.progress.step, "stopped_by": trainer.stop_requested})
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
@@ -83,19 +95,45 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
         lr=config.lr or LEARNING_RATES[config.optimizer],
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
-        export=lambda path: export_encoder(
-            encoder, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len)
+        export=lambda weights, path: export_encoder(
+            encoder, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len), weights
         ),
+        load=lambda path: load_encoder(path).state_dict(),
         display=display,
+        watch=_watch(config, folder, store, encoder),
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
     display.say(
         f"{config.model}: {num_parameters(encoder.config) / 1e6:.1f}M parameters, {trainer.device}, "
-        f"{'bf16' if trainer.autocast else 'float32'}; {store.num_tokens:,} tokens; budget {config.budget}"
+        f"{precision_of(trainer)}; {store.num_tokens:,} tokens; budget {config.budget}"
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
     return trainer, encoder
+
+
+def precision_of(trainer: Trainer) -> str:
+    """Of matrix products, as it is written."""
+    return "bf16" if trainer.autocast else "float32"
+
+
+def _watch(config: TrainConfig, folder: Path, store: TokenStore, encoder: Encoder) -> Watch:
+    """What is looked after besides the loss."""
+    device = next(encoder.parameters()).device
+    dtype = native_precision(device) if config.precision == "auto" else None
+    if config.precision == "bf16":
+        dtype = torch.bfloat16
+    lengths = store.lengths(np.arange(min(len(store), LENGTHS_FROM)))
+    return Watch(
+        trackers=open_trackers(choose_trackers(config.track), folder, config=vars(config)),
+        cost=flops_per_token(
+            encoder,
+            num_tokens=store.special.num_tokens,
+            piece_length=float((lengths.astype(float) ** 2).sum() / max(1, lengths.sum())),
+        ),
+        peak=measure_peak(device, dtype or torch.float32),
+        unigram_entropy=unigram_entropy(count_tokens(store)),
+    )
 
 
 def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
@@ -110,9 +148,9 @@ def _store(config: TrainConfig, folder: Path, display: Display) -> Path:
                     "leave it out, or prepare another store"
                 )
         return named
-    own = folder / STORE
-    if (folder / CONFIG).is_file():
-        return own
+    own = store_to_prepare(folder, config)
+    if own is None:
+        return folder / STORE
     seq_len = config.seq_len or _recipe(config).seq_len
     tokenizer = None
     if config.model in PRESETS:

@@ -5,12 +5,13 @@ Tokenizers are the data room's business: the caller loads and saves them.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.tokens import SpecialTokens
@@ -20,7 +21,11 @@ _TIED = "decoder.weight"
 
 
 def export_encoder(
-    encoder: Encoder, special: SpecialTokens, folder: Path, save_tokenizer: Callable[[Path], None]
+    encoder: Encoder,
+    special: SpecialTokens,
+    folder: Path,
+    save_tokenizer: Callable[[Path], None],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write an encoder and its tokenizer as a folder that `AutoModelForMaskedLM.from_pretrained` loads.
 
@@ -29,12 +34,14 @@ def export_encoder(
         special: what its vocabulary reserves.
         folder: to write into; made if it is not there.
         save_tokenizer: writes the tokenizer's files into a folder.
+        weights: a `state_dict` that the encoder had, None for what it has now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    state = encoder.state_dict() if weights is None else weights
+    written = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
     if encoder.config.tie_word_embeddings:
-        del weights[_TIED]
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        del written[_TIED]
+    save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     config = encoder.config.to_huggingface() | {"pad_token_id": special.pad_token_id}
     if len(special.prefix) == 1 and len(special.suffix) == 1:
         config |= {"cls_token_id": special.prefix[0], "sep_token_id": special.suffix[0]}

@@ -2,24 +2,28 @@
 
 checkpoints/step-500/
     model/                  the weights, in Hugging Face format
-    optimizer.safetensors   the optimizers' state
+    optimizer.safetensors   the optimizers' state, and the state of torch's generators
     state.json              step, tokens, seconds, the reader's position, the length of metrics.jsonl
     manifest.json           size and checksum of each of these files
 model -> checkpoints/step-500/model
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-MANIFEST = "manifest.json"
+MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
+_DELETING = "manifest.json.deleting"  # a manifest of this name lists what is being deleted
 
 
 def _checksum(path: Path) -> int:
@@ -50,8 +54,12 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    keep_every: int = 0,
 ) -> Path:
     """Write `checkpoints/step-N` beside the others, make it complete at once, point `model` to it, drop the oldest.
+
+    What `state` says of `metrics.jsonl` is brought to disk first. Checkpoints of later steps, which a run leaves behind
+    that continues from an older one, are dropped as well.
 
     Args:
         run: the run's folder.
@@ -60,39 +68,80 @@ def save_checkpoint(
         optimizer: state by name.
         state: plain data for JSON.
         keep: newest checkpoints to keep.
+        keep_every: M, to keep the first checkpoint at or after each multiple of M steps as well; 0 for none.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         OSError: a full disk, say. The checkpoints there were are untouched, and nothing half-written is left.
+        ValueError: an export that `export` finds fault with; likewise.
     """
     final = run / "checkpoints" / f"step-{step}"
     partial = final.with_name(f".step-{step}.partial")
-    for left_by_a_kill in final.parent.glob(".step-*.partial"):
-        shutil.rmtree(left_by_a_kill)
+    _clear_what_a_kill_left(final.parent)
     try:
         partial.mkdir(parents=True)
-        export(partial / "model")
-        save_file({name: value.contiguous() for name, value in optimizer.items()}, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        listed = {
-            str(f.relative_to(partial)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(partial)
-        }
-        (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
-        for file in [*_files(partial), partial / MANIFEST]:
-            _sync(file)
-        if final.exists():
-            shutil.rmtree(final)
+        if (run / METRICS).exists():
+            _sync(run / METRICS)
+        _write(partial, export, optimizer, state)
+        if final.exists():  # a damaged one that was passed over
+            _remove(final)
+            _put_aside(final)
         partial.rename(final)
         _sync(final.parent)
-    except OSError:
+    except (OSError, ValueError):
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _point(run / "model", final / "model")
-    for old in checkpoints(run)[:-keep]:
+    point_to(final)
+    for old in _superseded(checkpoints(run), step, keep, keep_every):
         _remove(old)
     return final
+
+
+def _write(folder: Path, export: Callable[[Path], None], optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """The files of a checkpoint, brought to disk, the manifest last."""
+    try:
+        export(folder / "model")
+        save_file({name: value.contiguous() for name, value in optimizer.items()}, folder / "optimizer.safetensors")
+    except SafetensorError as error:  # how that library reports a full disk
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
+    for path in [*_files(folder), folder / MANIFEST, folder / "model", folder]:
+        _sync(path)
+
+
+def _superseded(found: list[Path], step: int, keep: int, keep_every: int) -> list[Path]:
+    """Which checkpoints go, once the one of `step` is complete."""
+    before = [path for path in found if step_of(path) <= step]
+    kept = set(before[-keep:])
+    reached: set[int] = set()
+    for path in before:
+        multiple = step_of(path) // keep_every if keep_every else 0
+        if multiple and multiple not in reached:
+            reached.add(multiple)
+            kept.add(path)
+    return [path for path in found if path not in kept]
+
+
+def _clear_what_a_kill_left(folder: Path) -> None:
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+    for manifest in folder.glob(f"step-*/{_DELETING}"):
+        _remove(manifest.parent)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was taken."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def point_to(checkpoint: Path) -> None:
+    """Let the run's `model` be that of a checkpoint."""
+    _point(checkpoint.parents[1] / "model", checkpoint / "model")
 
 
 def _point(link: Path, target: Path) -> None:
@@ -104,10 +153,20 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete what the manifest lists, and the folders that this leaves empty; anything else is not ours."""
-    for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]:
+    """Delete what the manifest lists, and the folders that this leaves empty; anything else is not ours.
+
+    The manifest goes aside first: what a kill leaves of the rest is no checkpoint, and the next save deletes it.
+    """
+    manifest = folder / _DELETING
+    if (folder / MANIFEST).is_file():
+        (folder / MANIFEST).replace(manifest)
+    try:
+        names = list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        names = []  # damaged: what it listed is not known, so it stays
+    for name in names:
         (folder / name).unlink(missing_ok=True)
-    (folder / MANIFEST).unlink()
+    manifest.unlink(missing_ok=True)
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
@@ -115,24 +174,34 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def _put_aside(folder: Path) -> None:
+    """Make room for a checkpoint of the same step, where files that no manifest lists are left of an older one."""
+    number = 0
+    while folder.exists():
+        aside = folder.with_name(f"left-of-{folder.name}-{number}")
+        if not aside.exists():
+            folder.rename(aside)
+        number += 1
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in (run / "checkpoints").glob("step-[0-9]*") if (path / MANIFEST).is_file()]
+    return sorted(found, key=step_of)
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None: every listed file is there, with its size and checksum."""
     try:
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        expected = {checkpoint / name: (facts["bytes"], facts["crc32"]) for name, facts in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, facts in listed.items():
-        path = checkpoint / name
+    for path, facts in expected.items():
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or _checksum(path) != facts["crc32"]:
-            return f"{name} is damaged"
+            return f"{path.relative_to(checkpoint)} is missing"
+        if (path.stat().st_size, _checksum(path)) != facts:
+            return f"{path.relative_to(checkpoint)} is damaged"
     return None
 
 

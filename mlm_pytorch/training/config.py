@@ -12,9 +12,11 @@ import yaml
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.training.schedule import Budget
+from mlm_pytorch.training.trackers import TrackerName, choose_trackers
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
 MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
+MAY_CHANGE |= {"keep_every", "stop_before", "track"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class TrainConfig(CorpusOptions):
     """How often the run is saved: 5m, 500steps."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_every: str | None = None
+    """Besides these, checkpoints at the multiples of so many steps, for good: 1000steps."""
+    stop_before: str | None = None
+    """Save and stop when so much time has passed since the command's start: 3h50m. The same command continues."""
+    track: tuple[TrackerName, ...] = ()
+    """Where curves are drawn: tensorboard (by default, where it is installed), wandb, none."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
 
@@ -89,6 +97,11 @@ class TrainConfig(CorpusOptions):
             raise ValueError(
                 f"--checkpoint-every {self.checkpoint_every} is neither a time nor steps; write it like 5m or 500steps"
             )
+        if self.keep_every is not None and Budget.parse(self.keep_every).unit != "steps":
+            raise ValueError(f"--keep-every {self.keep_every} is no number of steps; write it like 1000steps")
+        if self.stop_before is not None and Budget.parse(self.stop_before).unit != "seconds":
+            raise ValueError(f"--stop-before {self.stop_before} is no time; write it like 3h50m")
+        choose_trackers(self.track)
         for name in ("mask_prob", "mask_prob_end"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(

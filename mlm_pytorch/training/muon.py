@@ -54,6 +54,8 @@ class Muon(torch.optim.Optimizer):
         self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
     ) -> None:
         super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
+        self._step_supports_amp_scaling = True  # as of torch's fused optimizers: `found_inf` makes a step do nothing
+        self.found_inf: Tensor | None = None  # () float32: 1 to leave everything as it is, decided on the device
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2 or parameter.shape[0] % group["parts"]:
@@ -70,6 +72,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the gradients that are there."""
         assert closure is None, "Muon takes no closure"
+        skip = None if self.found_inf is None else self.found_inf.bool()
         waiting: dict[tuple[int, int, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -78,9 +81,12 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(average, group["momentum"])
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                average = state["momentum_buffer"]
+                gradient = parameter.grad if skip is None else torch.where(skip, average, parameter.grad)
+                average.lerp_(gradient, 1 - group["momentum"])  # with itself, where the step is skipped
+                update: Tensor = gradient.lerp(average, group["momentum"])
+                shrunk = 1 - group["lr"] * group["weight_decay"]
+                parameter.mul_(shrunk if skip is None else torch.where(skip, 1.0, shrunk))
                 for target, part in zip(parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     if part.shape[0] > part.shape[1]:
                         target, part = target.mT, part.mT
@@ -88,5 +94,7 @@ class Muon(torch.optim.Optimizer):
         for (_, columns, lr), pairs in waiting.items():
             updates = orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):
+                if skip is not None:
+                    update = torch.where(skip, 0.0, update)
                 target.add_(update, alpha=-0.2 * lr * columns**0.5)
         return None

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.training.guards import is_finite
 from mlm_pytorch.training.optimizer import set_learning_rate
 
 
@@ -40,12 +41,14 @@ class StepResult:
         num_targets: of all micro-batches.
         num_tokens: likewise, padding not counted.
         grad_norm: () float32, before clipping.
+        finite: () bool; where loss or gradients were not, the step was skipped.
     """
 
     loss_sum: Tensor
     num_targets: int
     num_tokens: int
     grad_norm: Tensor
+    finite: Tensor
 
     @property
     def loss(self) -> float:
@@ -100,14 +103,24 @@ class TrainingStep:
         return loss_sum, num_targets
 
     def __call__(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One optimizer step at a learning rate."""
+        """One optimizer step at a learning rate; weights and optimizers stay as they are where it is not finite."""
         set_learning_rate(self.optimizers, lr)
         loss_sum, num_targets = self.backward(micro_batches)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        finite = is_finite(loss_sum, norm)
+        self._update(finite)
         self.forget_gradients()
-        return StepResult(loss_sum, num_targets, sum(batch.num_tokens for batch in micro_batches), norm)
+        return StepResult(loss_sum, num_targets, sum(batch.num_tokens for batch in micro_batches), norm, finite)
+
+    def _update(self, finite: Tensor) -> None:
+        """Let the optimizers step if `finite`, () bool; those that can are not told before the device knows."""
+        for optimizer in self.optimizers:
+            # What torch's GradScaler asks for and sets: fused optimizers then leave the skipping to the device.
+            if self.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            elif not finite:
+                continue
+            optimizer.step()
 
     def forget_gradients(self) -> None:
         """Drop the gradients there are."""

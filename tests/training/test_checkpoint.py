@@ -31,7 +31,7 @@ def test_round_trip_and_link(tmp_path):
 def test_the_newest_are_kept_and_nothing_foreign_is_deleted(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints/step-1/notes.txt").write_text("mine")
-    for step in (2, 10, 9):
+    for step in (2, 9, 10):
         save(tmp_path, step)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-10"]
     assert [p.name for p in (tmp_path / "checkpoints/step-1").iterdir()] == ["notes.txt"]

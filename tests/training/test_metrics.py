@@ -8,13 +8,13 @@ from mlm_pytorch.training.metrics import Display, MetricsFile, clock, read_metri
 def test_lines_and_cutting_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
-    metrics.write(step=1, loss=2.5)
+    metrics.write({"step": 1, "loss": 2.5})
     offset = metrics.flush()
-    metrics.write(step=2, loss=2.25)
+    metrics.write({"step": 2, "loss": 2.25})
     metrics.close()
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
     again = MetricsFile(path, offset)
-    again.write(step=2, loss=2.0)
+    again.write({"step": 2, "loss": 2.0})
     again.close()
     assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
 

@@ -18,6 +18,7 @@ from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display, read_metrics
+from mlm_pytorch.training.reporting import NOTHING_MORE
 from mlm_pytorch.training.trainer import Trainer
 
 
@@ -35,7 +36,17 @@ class Score:
     loss, accuracy = 1.5, 0.25
 
 
-def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, **changes) -> Trainer:
+def trainer(
+    folder: Path,
+    *,
+    resume=False,
+    evaluate=None,
+    export=None,
+    display=None,
+    watch=NOTHING_MORE,
+    loss=pack_loss,
+    **changes,
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     fields = {
         "budget": "12steps",
@@ -48,15 +59,18 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
     torch.manual_seed(config.seed)
     model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, global_attn_every_n_layers=1))
 
-    def save(path: Path) -> None:
+    def save(weights, path: Path) -> None:
         path.mkdir()
-        torch.save(model.state_dict(), path / "weights.pt")
+        torch.save(weights, path / "weights.pt")
+
+    def load(path: Path) -> dict[str, torch.Tensor]:
+        return torch.load(path / "weights.pt", weights_only=True)
 
     head = find_head(model)
     reader = Reader(CountingStore(), config.pack_tokens, seed=config.seed, longest=22, num_streams=4)
     built = Trainer(
         model,
-        lambda model, pack: pack_loss(model, head, pack),
+        lambda model, pack: (loss or pack_loss)(model, head, pack),
         Feed(reader, PackMasker(SPECIAL, config.seed), rate=RateSchedule(0.30, 0.15), per_step=config.packs_per_step),
         config,
         folder,
@@ -64,12 +78,14 @@ def trainer(folder: Path, *, resume: bool = False, evaluate=None, export=None, *
         tokens_per_epoch=2000,
         evaluate=evaluate,
         export=export or save,
-        display=Display(),
+        load=load,
+        display=display or Display(),
+        watch=watch,
     )
     if resume:
         checkpoint = newest_checkpoint(folder, pytest.fail)
         assert checkpoint is not None
-        model.load_state_dict(torch.load(checkpoint / "model/weights.pt", weights_only=True))
+        model.load_state_dict(load(checkpoint / "model"))
         built.restore(checkpoint)
     return built
 
@@ -200,14 +216,16 @@ def test_a_finished_run_stays_finished(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_kept(tmp_path):
-    def export(path):
+    def export(weights, path):
         path.mkdir()
         if path.parent.name != ".step-5.partial":
             raise OSError(28, "No space left on device")
-        torch.save(built.model.state_dict(), path / "weights.pt")
+        torch.save(weights, path / "weights.pt")
 
     built = trainer(tmp_path, export=export)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        OSError, match=r"is full; free some space and .* same command again, which goes on after step-5"
+    ):
         built.run()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     assert trainer(tmp_path, resume=True).progress.step == 5
