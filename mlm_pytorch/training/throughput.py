@@ -32,7 +32,7 @@ def flops_per_token(model: nn.Module, *, num_tokens: int, piece_length: float) -
 
     Matrix products alone are counted, two operations per weight forward, four backward (Kaplan et al. 2020,
     arXiv 2001.08361, §2.1), and 12 per layer, width and attended token for attention. A linear map as wide as the
-    vocabulary is the output projection. Attention is left out where the model's `config` tells no layers and width.
+    vocabulary, the last one, is the output projection. Attention is left out where the model's `config` tells no layers and width.
 
     Args:
         model: any encoder.
@@ -45,7 +45,7 @@ def flops_per_token(model: nn.Module, *, num_tokens: int, piece_length: float) -
         Cost(per_token=96, per_target=216)
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    output = [module for module in linear if module.out_features >= num_tokens]
+    output = [module for module in linear if module.out_features >= num_tokens][-1:]
     matrices = sum(module.weight.numel() for module in linear if module not in output)
     config: Any = getattr(model, "config", None)
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
