@@ -22,34 +22,12 @@ from collections import Counter
 from pathlib import Path
 
 TIMES = {"seconds", "tokens_per_second", "peak_share", "memory_bytes", "valid_seconds"}  # what may differ
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "dog",
-    "ran",
-    "to",
-    "its",
-    "own",
-    "red",
-    "house",
-    "by",
-    "old",
-    "river",
-    "under",
-    "tall",
-    "green",
-    "trees",
-]
+WORDS = "the cat sat on a mat and dog ran to its own red house by old river under tall green trees"
 
 
 def write_corpus(path: Path) -> None:
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) + "." for _ in range(600)]
+    lines = [" ".join(draw.choices(WORDS.split(), k=draw.randint(4, 30))) + "." for _ in range(600)]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -132,7 +110,7 @@ def main() -> None:
             arguments = command(folder / "corpus.txt", run, options.steps, options.every)
             ended = False
             while not ended and sum(kills.values()) < options.kills:
-                doing = kill_once(arguments, run, draw, last["seconds"] / 3)
+                doing = kill_once(arguments, run, draw, min(5.0, last["seconds"] / 3))
                 ended = doing is None
                 if doing is not None:
                     kills[doing] += 1

@@ -90,7 +90,8 @@ class Muon(torch.optim.Optimizer):
                 for target, part in zip(parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     if part.shape[0] > part.shape[1]:
                         target, part = target.mT, part.mT
-                    waiting[*part.shape, group["lr"]].append((target, part))
+                    rows, columns = part.shape
+                    waiting[rows, columns, group["lr"]].append((target, part))
         for (_, columns, lr), pairs in waiting.items():
             updates = orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):

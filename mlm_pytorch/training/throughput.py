@@ -31,8 +31,9 @@ def flops_per_token(model: nn.Module, *, num_tokens: int, piece_length: float) -
     """What training a model takes: 6 per weight of a matrix that a token meets, and attention's products.
 
     Matrix products alone are counted, two operations per weight forward, four backward (Kaplan et al. 2020,
-    arXiv 2001.08361, §2.1), and 12 per layer, width and attended token for attention. A linear map as wide as the
-    vocabulary, the last one, is the output projection. Attention is left out where the model's `config` tells no layers and width.
+    arXiv 2001.08361, §2.1), and 12 per layer, width and attended token for attention. The last linear map that is as
+    wide as the vocabulary is the output projection. Attention is left out where the model's `config` tells no layers
+    and width.
 
     Args:
         model: any encoder.

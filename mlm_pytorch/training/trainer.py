@@ -184,14 +184,15 @@ class Trainer:
         self._paused += self._saved_at - started
 
     def _checkpoint_due(self) -> bool:
-        if self.guard.troubled:  # a run that has to go back should go back further
-            return False
         step, saved = self.progress.step, max(0, self._saved_step)
-        if self.keep_every and step // self.keep_every > saved // self.keep_every:
-            return True
         if self._every.unit == "seconds":
-            return time.monotonic() - self._saved_at >= self._every.amount
-        return step // self._every.amount > saved // self._every.amount
+            due = time.monotonic() - self._saved_at >= self._every.amount
+        else:
+            due = step // self._every.amount > saved // self._every.amount
+        if not due and not (self.keep_every and step // self.keep_every > saved // self.keep_every):
+            return False
+        self._write_unread()
+        return not self.guard.troubled  # a run that has to go back should go back further
 
     def _roll_back(self) -> None:
         """Go back to the last checkpoint, with the data moved on; without one, go on from here with the next data.

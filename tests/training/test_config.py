@@ -24,7 +24,7 @@ def test_yaml_is_read_safely():
 
 
 def test_differences_name_the_fields_and_let_some_change():
-    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep=9)
+    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep=9, stop_before="1h")
     assert config().differences(other) == ["mask_prob: 0.3 -> 0.2", "seed: 0 -> 5"]
 
 
@@ -39,6 +39,10 @@ def test_differences_name_the_fields_and_let_some_change():
         ({"replace_prob": -0.1}, r"--replace-prob -0.1 is outside \[0, 1\]"),
         ({"replace_prob": 0.1, "random_token_prob": 0.2}, "--random-token-prob 0.2 exceeds --replace-prob 0.1"),
         ({"warmup": 0.6, "decay": 0.6}, "--warmup 0.6 and --decay 0.6 exceed the budget together"),
+        ({"keep_every": "2h"}, "--keep-every 2h is no number of steps; write it like 1000steps"),
+        ({"stop_before": "50steps"}, "--stop-before 50steps is no time; write it like 3h50m"),
+        ({"track": ("none", "wandb")}, "--track none and --track wandb contradict each other"),
+        ({"lr": -0.1}, "--lr -0.1 is not positive"),
         ({"lr": 0.0}, "--lr 0.0 is not positive"),
         ({"pack_tokens": 0}, "--pack-tokens 0 is too small; give at least 1"),
         ({"evaluations": -1}, "--evaluations -1 is too small; give at least 0"),

@@ -19,6 +19,16 @@ def test_lines_and_cutting_back(tmp_path):
     assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
 
 
+def test_half_a_line_is_not_read_and_not_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    shorter = MetricsFile(path, 1000)  # than a checkpoint says: what there is of whole lines stays
+    shorter.write({"step": 3, "loss": float("nan")})
+    shorter.close()
+    assert shorter.missing == 1000 - 28 and read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
 def test_clock():
     assert [clock(s) for s in (0, 59.6, 75, 3700, -3)] == ["0:00", "1:00", "1:15", "1:01:40", "0:00"]
 
