@@ -161,11 +161,11 @@ def _remove(folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         (folder / MANIFEST).replace(manifest)
     try:
-        names = list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        listed = [folder / name for name in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        names = []  # damaged: what it listed is not known, so it stays
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
+        listed = []  # damaged: what it listed is not known, so it stays
+    for path in listed:
+        path.unlink(missing_ok=True)
     manifest.unlink(missing_ok=True)
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         if not any(path.iterdir()):

@@ -99,9 +99,10 @@ def test_a_kill_while_an_old_one_is_deleted_leaves_no_damaged_one(tmp_path, monk
     def killed(self, missing_ok=False):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
         _remove(tmp_path / "checkpoints/step-1")
+    monkeypatch.undo()
     assert [p.name for p in checkpoints(tmp_path)] == ["step-2"]
     save(tmp_path, 3)
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-3"}

@@ -101,10 +101,14 @@ def test_a_store_that_was_finished_before_a_kill_is_used_again(tmp_path):
         (store / "manifest.json").touch()
         return True
 
-    def interrupted(wanted: TrainConfig, error: BaseException) -> bool:
-        with pytest.raises(type(error)), run_folder(wanted) as folder:
+    def prepare_then(wanted: TrainConfig, error: BaseException) -> None:
+        with run_folder(wanted) as folder:
             prepared.append(prepare(folder, wanted))
             raise error
+
+    def interrupted(wanted: TrainConfig, error: BaseException) -> bool:
+        with pytest.raises(type(error)):
+            prepare_then(wanted, error)
         return prepared[-1]
 
     prepared: list[bool] = []
