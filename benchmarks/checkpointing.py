@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mix10m"
@@ -39,7 +40,7 @@ def main() -> None:
     save = Trainer.checkpoint
 
     def at_every_second_turn(self: Trainer) -> bool:
-        """Turn 0 warms up; the saves at the ends of turns 0, 2, 4, … are written during turns 1, 3, 5, …"""
+        """Turn 0 warms up; the saves at the ends of turns 0, 2, 4, … are written during turns 1, 3, 5 and so on."""
         if self.progress.step % options.steps == 0:
             begun.append(time.perf_counter())
             written.append(self.writer.seconds)
@@ -56,7 +57,7 @@ def main() -> None:
         train = ["train", str(options.corpus), "--out", str(Path(scratch) / "run"), "--model", options.model]
         train += ["--tokenizer", str(options.tokenizer)] if options.tokenizer.is_dir() else []
         mlm([*train, "--budget", f"{total}steps", "--evaluations", "0"])
-    turns = [after - before for before, after in zip(begun, begun[1:], strict=False)]
+    turns = [after - before for before, after in pairwise(begun)]
     saving, not_saving = statistics.median(turns[0::2]), statistics.median(turns[1::2])
     share = saving / not_saving - 1
     result = {"share_of_time": round(share, 4), "bar_share": BAR_SHARE, "seconds_per_turn_saving": round(saving, 3)}
