@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
+_RANDOM = "random//"  # how names of generators' states begin
 _DELETING = "manifest.json.deleting"  # a manifest of this name lists what is being deleted
 
 
@@ -226,3 +228,19 @@ def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]
     """State and optimizer tensors of a checkpoint; the model is read from its `model/`."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return state, load_file(checkpoint / "optimizer.safetensors")
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that a model's dropout draws from, to be saved beside the optimizer's."""
+    states = {f"{_RANDOM}cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Take the generators' states out of a checkpoint's tensors, and go on from them."""
+    states = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_RANDOM)}
+    torch.set_rng_state(states[f"{_RANDOM}cpu"])
+    if device.type == "cuda" and f"{_RANDOM}cuda" in states:
+        torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"], device)

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, point_to
+from mlm_pytorch.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    point_to,
+    random_states,
+    restore_random,
+)
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.guards import PlateauGuard, SkipGuard
@@ -24,7 +31,6 @@ from mlm_pytorch.training.stopping import Stopping
 from mlm_pytorch.training.writer import CheckpointWriter, Export
 
 PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
-_RANDOM = "random//"  # the states of torch's generators, among a checkpoint's tensors
 
 
 class Score(Protocol):
@@ -148,7 +154,7 @@ class Trainer:
             raise ValueError(
                 f"{checkpoint} is of another configuration ({'; '.join(changed)}); repeat the command that made it"
             )
-        _restore_random({k: tensors.pop(k) for k in list(tensors) if k.startswith(_RANDOM)}, self.device)
+        restore_random(tensors, self.device)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
         self.feed.restore(state["reader"])
         saved = Progress(**state["progress"])
@@ -178,7 +184,7 @@ class Trainer:
             "guard": self.guard.to_json(),
             "config": self.config.to_yaml(),
         }
-        tensors = optimizer_tensors(self.model, self.optimizers) | _random_states(self.device)
+        tensors = optimizer_tensors(self.model, self.optimizers) | random_states(self.device)
         self.writer.save(self.progress.step, self.model.state_dict(), tensors, state)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._paused += self._saved_at - started
@@ -406,17 +412,3 @@ class Trainer:
             error.errno,
             f"the disk of {self.folder} is full; free some space and give the same command again, which {onward}",
         )
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that a model's dropout draws from."""
-    states = {f"{_RANDOM}cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_random(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[f"{_RANDOM}cpu"])
-    if device.type == "cuda" and f"{_RANDOM}cuda" in states:
-        torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"], device)
