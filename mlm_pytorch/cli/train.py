@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mlm_pytorch.cli.models import sample_pieces
 from mlm_pytorch.cli.prepare import described, prepare_corpus
 from mlm_pytorch.data.batches import Reader, count_tokens
 from mlm_pytorch.data.options import CorpusOptions
@@ -13,7 +14,7 @@ from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer
 from mlm_pytorch.encoder import PRESETS, Encoder, Preset, num_parameters, preset
 from mlm_pytorch.evaluation import MaskedResult, masked_loss
-from mlm_pytorch.huggingface import check_export, export_encoder, load_encoder, model_folder
+from mlm_pytorch.huggingface import CheckedExport, load_encoder, model_folder
 from mlm_pytorch.masking import derive_words
 from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.training.checkpoint import newest_checkpoint
@@ -30,19 +31,18 @@ def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
     with Display() as display, run_folder(config) as folder:
-        trainer, encoder = _trainer(config, folder, display)
+        trainer = _trainer(config, folder, display)
         begin(folder, config)
         finished = trainer.run()
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
-        check_export(encoder, trainer.masker.special, folder / "model")
         display.say(f'done: {folder / "model"} loads with transformers; next: mlm fill {folder} "… [MASK] …"')
         return True
 
 
-def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Trainer, Encoder]:
-    """A trainer and its encoder, for a run that is new, or continued from its newest checkpoint."""
+def _trainer(config: TrainConfig, folder: Path, display: Display) -> Trainer:
+    """A trainer, for a run that is new, or continued from its newest checkpoint."""
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -51,6 +51,13 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
     store, valid = TokenStore.open(store_folder), held_out(store_folder)
     tokenizer, special = load_tokenizer(store.tokenizer_folder), store.special
     encoder = _encoder(config, store, checkpoint)
+
+    export = CheckedExport(
+        special,
+        tokenizer.backend,
+        lambda path: tokenizer.save(path, model_max_length=store.seq_len),
+        sample_pieces(store),
+    )
 
     def evaluate(model: torch.nn.Module) -> MaskedResult:
         assert valid is not None
@@ -74,9 +81,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
         packs_per_step=config.packs_per_step,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
         evaluate=evaluate if valid is not None else None,
-        export=lambda path: export_encoder(
-            encoder, special, path, lambda folder: tokenizer.save(folder, model_max_length=store.seq_len)
-        ),
+        export=lambda path: export(encoder, path),
         display=display,
     )
     if checkpoint is not None:
@@ -86,7 +91,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display) -> tuple[Train
         f"{'bf16' if trainer.autocast else 'float32'}; {store.num_tokens:,} tokens; budget {config.budget}"
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
-    return trainer, encoder
+    return trainer
 
 
 def _store(config: TrainConfig, folder: Path, display: Display) -> Path:

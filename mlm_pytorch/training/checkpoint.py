@@ -56,7 +56,7 @@ def save_checkpoint(
     Args:
         run: the run's folder.
         step: N.
-        export: writes the model in Hugging Face format into a folder.
+        export: writes the model in Hugging Face format into a folder, and checks it there.
         optimizer: state by name.
         state: plain data for JSON.
         keep: newest checkpoints to keep.
@@ -66,6 +66,7 @@ def save_checkpoint(
 
     Raises:
         OSError: a full disk, say. The checkpoints there were are untouched, and nothing half-written is left.
+        ValueError: what `export` refuses, likewise.
     """
     final = run / "checkpoints" / f"step-{step}"
     partial = final.with_name(f".step-{step}.partial")
@@ -86,7 +87,7 @@ def save_checkpoint(
             shutil.rmtree(final)
         partial.rename(final)
         _sync(final.parent)
-    except OSError:
+    except (OSError, ValueError):
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _point(run / "model", final / "model")
