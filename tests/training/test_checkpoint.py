@@ -51,6 +51,20 @@ def test_a_full_disk_leaves_the_old_and_nothing_half_written(tmp_path):
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "checkpoints/step-1"
 
 
+def test_an_export_that_is_refused_leaves_the_old(tmp_path):
+    save(tmp_path, 1)
+    before = (tmp_path / "model").resolve()
+
+    def refused(folder: Path) -> None:
+        export(folder)
+        raise ValueError("the export computes other logits")
+
+    with pytest.raises(ValueError, match="computes other logits"):
+        save(tmp_path, 2, export=refused)
+    assert (tmp_path / "model").resolve() == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+
+
 @pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json"])
 def test_damage_is_found_and_the_one_before_is_used(tmp_path, file):
     save(tmp_path, 1)
