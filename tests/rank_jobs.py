@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from list_store import SPECIAL, ListStore
+from list_store import SPECIAL
+from small_trainer import CountingStore, Score
 
 from mlm_pytorch.data.batches import Reader
 from mlm_pytorch.encoder import Encoder, EncoderConfig
@@ -33,20 +34,6 @@ STEPS = 10  # of a whole run
 PER_STEP = 3  # packs: with two or four processes some have fewer than others, or none
 
 
-class CountingStore(ListStore):
-    """Pieces that count upwards by one: easy to learn."""
-
-    def __init__(self, num_pieces: int = 200):
-        self.special = SPECIAL
-        generator = np.random.default_rng(0)
-        starts, lengths = generator.integers(5, 20, num_pieces), generator.integers(4, 20, num_pieces)
-        self.pieces = [np.arange(s, s + n, dtype=np.uint16) for s, n in zip(starts, lengths, strict=True)]
-
-
-class Score:
-    loss, accuracy = 1.5, 0.25
-
-
 def trainer(folder: Path, world: World, **changes: Any) -> Trainer:
     """A small trainer, new or continued from the folder's newest checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +46,12 @@ def trainer(folder: Path, world: World, **changes: Any) -> Trainer:
     if checkpoint is not None:
         model.load_state_dict(torch.load(checkpoint / "model/weights.pt", weights_only=True))
 
-    def save(whole: torch.nn.Module, path: Path) -> None:
+    def save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
         path.mkdir()
-        torch.save(whole.state_dict(), path / "weights.pt")
+        torch.save(dict(weights), path / "weights.pt")
+
+    def load(path: Path) -> dict[str, torch.Tensor]:
+        return torch.load(path / "weights.pt", weights_only=True)
 
     def evaluate(model: torch.nn.Module) -> Score:
         with torch.no_grad():
@@ -73,13 +63,14 @@ def trainer(folder: Path, world: World, **changes: Any) -> Trainer:
     built = Trainer(
         model,
         lambda model, pack: pack_loss(model, head, pack),
-        Feed(reader, PackMasker(SPECIAL, 0), rate=RateSchedule(0.30, 0.15), per_step=PER_STEP),
+        Feed(reader, PackMasker(SPECIAL, 0), rate=RateSchedule(0.30, 0.15), per_step=config.batch_ramp),
         config,
         folder,
         lr=1e-2,
         tokens_per_epoch=2000,
         evaluate=evaluate,
         export=save,
+        load=load,
         display=Display(quiet=True),
         world=world,
     )

@@ -93,7 +93,9 @@ def run(corpus, tmp_path_factory) -> Path:
 
 def test_a_run_explains_itself(run):
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "store", "metrics.jsonl", "checkpoints", "model"} <= names
+    assert {"config.yaml", "store", "metrics.jsonl", "checkpoints", "model", "run.json"} <= names
+    (sitting,) = json.loads((run / "run.json").read_text())["sittings"]
+    assert sitting["to_step"] == 12 and sitting["stopped_by"] is None and sitting["parameters"] > 1e6
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert any("valid_loss" in line for line in lines)
@@ -256,7 +258,7 @@ def test_standard_input_and_continued_pretraining(run, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "run/model").get_vocab() == same
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_and_continue_equals_one_run(corpus, tmp_path, number):
     arguments = ["train", corpus, "--budget", "60steps", "--checkpoint-every", "10steps", *SMALL, "--threads", "1"]
     whole = process(*arguments, "--out", tmp_path / "whole")
@@ -268,8 +270,7 @@ def test_interrupt_and_continue_equals_one_run(corpus, tmp_path, number):
         time.sleep(0.02)
     child.send_signal(number)
     _, said = child.communicate(timeout=120)
-    if number != signal.SIGKILL:
-        assert child.returncode == 0 and f"stopped by {signal.Signals(number).name} and saved" in said
+    assert child.returncode == 0 and f"stopped by {signal.Signals(number).name} and saved" in said
     assert (tmp_path / "parts/model/model.safetensors").is_file()
     done = process(*arguments, "--out", tmp_path / "parts")
     assert "continuing at step" in done.stderr
@@ -292,6 +293,26 @@ def test_a_budget_alone_chooses_the_rest_and_longer_budgets_keep_it(corpus, tmp_
     assert "continuing at step 3" in done.stderr and "chosen for" not in done.stderr
     done = mlm("train", corpus, "--budget", "4steps", *options, "--model", "mini", code=2)
     assert "another configuration (model: tiny -> mini)" in done.stderr
+
+
+def test_five_kills_lose_nothing():
+    """The benchmark's own check, shortened: bit-identical weights, no gap and no double line in the metrics."""
+    script = Path(__file__).parents[1] / "benchmarks/kill.py"
+    command = [sys.executable, str(script), "--kills", "5", "--steps", "60", "--no-record"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
+
+
+def test_a_second_signal_ends_the_process(corpus, tmp_path):
+    arguments = ["train", corpus, "--out", tmp_path / "run", "--budget", "99999steps", *SMALL, "--threads", "1"]
+    child = subprocess.Popen([sys.executable, "-m", "mlm_pytorch", *map(str, arguments)], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert child.poll() is None
+        time.sleep(0.02)
+    while child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+    assert child.wait() in (128 + signal.SIGTERM, -signal.SIGTERM)  # the latter where the handler was gone again
 
 
 def test_another_configuration_is_named(run, corpus):
@@ -335,6 +356,9 @@ def test_mistakes_with_options(run, corpus, tmp_path):
         (("evaluate",), "no model is named"),
         (("train", corpus, *out, "--budget", "soon"), "budget 'soon' cannot be read"),
         (("train", corpus, *out, "--tokenizer", tmp_path), "tokenizer"),
+        (("train", corpus, *out, "--track", "wandb"), "--track wandb needs the package wandb, which is not installed"),
+        (("train", corpus, *out, "--lr", "-1"), "--lr -1.0 is not positive"),
+        (("train", corpus, *out, "--stop-before", "5steps"), "--stop-before 5steps is no time"),
         (("train", corpus, *out, "--model", "enormous"), "--model 'enormous' is neither a preset"),
         (
             ("train", corpus, *out, "--seq-len", "9000", "--pack-tokens", "9000", "--budget", "1steps"),

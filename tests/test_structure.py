@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoder": {"tokens"},
     "objective": {"masking", "tokens"},
     "training": TRAINS,
+    "adaptation": {"data", "encoder", "tokens"},
     "evaluation": TRAINS,
     "huggingface": {"encoder", "masking", "tokens"},
 }

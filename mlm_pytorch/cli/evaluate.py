@@ -44,12 +44,14 @@ def evaluate_command(config: EvaluateConfig) -> None:
         raise ValueError("--probe-finetune needs a task; name --probe-train and --probe-test")
     pairs = read_minimal_pairs(config.minimal_pairs) if config.minimal_pairs else None
     task = read_task(config.probe_train, config.probe_test) if config.probe_train and config.probe_test else None
-    # Packs differ in shape, and oneDNN keeps code for the last 1,024 shapes: memory would grow for the first 10 MB.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # read once, at the first matrix product
+    # Packs differ in their number of targets, and both oneDNN and torch's layer above it (ideep) keep the products of
+    # the last 1,024 shapes, up to half a megabyte each: memory would grow for the first 10 MB of text.
+    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(capacity, "16")  # read once, at the first matrix product
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = []
     for folder in config.models:
-        opened = open_model(folder)
+        opened = open_model(folder, config.factory)
         opened.model.to(device)
         with Display() as display:
             report = _measure(opened, config, pairs, task, display)

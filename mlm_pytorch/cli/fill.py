@@ -23,7 +23,7 @@ def fill_command(config: FillConfig) -> None:
     converses = not config.texts and config.file is None and sys.stdin.isatty()
     if not config.texts and config.file is None and not converses:
         raise ValueError("no text is given; write one with [MASK] where a word is to be found, or name a --file")
-    opened = open_model(config.model)
+    opened = open_model(config.model, config.factory)
     console = Console(highlight=False, markup=False, emoji=False)
     if converses:
         _converse(opened, config, console)

@@ -5,19 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlm_pytorch.cli.factory import built_folder, load_built
 from mlm_pytorch.cli.options import ExportConfig
+from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.evaluation import PaddedModel
 from mlm_pytorch.huggingface import (
-    check_export,
+    CheckedExport,
+    check_finite,
     copy_export,
-    load_encoder,
     load_masked_lm,
     max_positions,
     model_folder,
 )
+from mlm_pytorch.training.run import STORE
 
+# To check the export of a model that has no corpus beside it.
+SENTENCES = (
+    "The harbour was quiet that morning; two fishermen mended their nets and said nothing about the storm.",
+    "In 1928 she published a second, longer paper (see p. 41), and nobody noticed it for ten years.",
+)
 LONGEST_PIECE = 8192  # where neither model nor tokenizer names a limit (transformers writes 10**30 for "not known")
 
 
@@ -40,12 +48,22 @@ class OpenedModel:
     seq_len: int
 
 
-def open_model(folder: Path) -> OpenedModel:
+def open_model(folder: Path, factory: str | None = None) -> OpenedModel:
     """The model and tokenizer of a run, or of any Hugging Face masked language model.
+
+    Args:
+        folder: a run, or a Hugging Face folder.
+        factory: `module:factory`, for the run of a module of the user's own; never taken from the folder.
 
     Raises:
         ValueError: no such model, a tokenizer without a mask token, or one with more tokens than the model has.
     """
+    built = built_folder(folder)
+    if built is not None:
+        tokenizer = load_tokenizer(built)
+        longest = _declared_length(built)
+        model = PaddedModel(load_built(built, factory), tokenizer.special, longest)
+        return OpenedModel(folder, model, tokenizer, longest, longest)
     model = load_masked_lm(folder)
     tokenizer = load_tokenizer(model_folder(folder))
     config: Any = model.config
@@ -61,12 +79,12 @@ def open_model(folder: Path) -> OpenedModel:
         limit = max_positions(model)
         model = PaddedModel(model, tokenizer.special, limit)
     longest = min(limit or LONGEST_PIECE, LONGEST_PIECE)
-    return OpenedModel(folder, model, tokenizer, longest, min(longest, _declared_length(folder)))
+    return OpenedModel(folder, model, tokenizer, longest, min(longest, _declared_length(model_folder(folder))))
 
 
 def _declared_length(folder: Path) -> int:
     """The piece length that a model was trained at, as its tokenizer declares it."""
-    path = model_folder(folder) / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
     declared = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.is_file() else None
     return int(min(declared or 512, LONGEST_PIECE))
 
@@ -81,8 +99,30 @@ def printable(text: str) -> str:
 
 def export_command(config: ExportConfig) -> None:
     """`mlm export`."""
-    encoder, tokenizer = load_encoder(config.run), load_tokenizer(model_folder(config.run))
+    if built_folder(config.run) is not None:
+        raise ValueError(
+            f"{config.run} holds the weights of a module of your own, which transformers has no class for; copy "
+            f"{built_folder(config.run)} instead"
+        )
     source = model_folder(config.run)
-    difference = check_export(encoder, tokenizer.special, source)
-    copy_export(source.resolve(), config.folder)
-    print(f"{config.folder}: loads with transformers, logits equal to {difference:.1g}")
+    model, tokenizer = load_masked_lm(source), load_tokenizer(source)
+    check_finite(model)
+    export = CheckedExport(tokenizer.special, tokenizer.backend, tokenizer.save, _sample(config.run, tokenizer))
+    differences: list[float] = []
+    copy_export(source.resolve(), config.folder, lambda copy: differences.append(export.check(model, copy)))
+    print(f"{config.folder}: loads with transformers, logits equal to {differences[0]:.1g}")
+
+
+def _sample(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of real pieces to check an export on: of the run's own store, else of a few sentences."""
+    if (folder / STORE / MANIFEST).is_file():
+        return sample_pieces(TokenStore.open(folder / STORE))
+    try:
+        return [ids for ids in tokenizer.encode_batch(SENTENCES) if ids]
+    except ValueError:  # a vocabulary of ids, which knows no words
+        return [tokenizer.special.drawable_ids()[:64].tolist()]
+
+
+def sample_pieces(store: TokenStore) -> list[list[int]]:
+    """The ids of a store's first piece and its last one, on which `CheckedExport` checks an export."""
+    return [store.piece(index).tolist() for index in (0, len(store) - 1)]

@@ -64,6 +64,8 @@ class EvaluateConfig:
     """How often the probe is repeated."""
     json: bool = False
     """Print one JSON object per model."""
+    factory: str | None = None
+    """module:factory that makes the model of a run of your own module; no code is run because a folder names it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class FillConfig:
     """Candidates per mask."""
     json: bool = False
     """Print one JSON object per text."""
+    factory: str | None = None
+    """module:factory that makes the model of a run of your own module; no code is run because a folder names it."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def prepare_corpus(
     """
     loaded, kind = _tokenizer(options, paths, tokenizer)
     return prepare(
-        _corpus(options, paths, num_tokens=loaded.special.num_tokens if loaded else None),
+        open_corpus(options, paths, num_tokens=loaded.special.num_tokens if loaded else None),
         out,
         tokenizer=loaded,
         tokenizer_kind=kind,
@@ -77,7 +77,12 @@ def prepare_corpus(
     )
 
 
-def _corpus(options: CorpusOptions, paths: tuple[str, ...], num_tokens: int | None = None) -> Corpus | Mixture:
+def open_corpus(options: CorpusOptions, paths: tuple[str, ...], num_tokens: int | None = None) -> Corpus | Mixture:
+    """The documents that the options name: of a mixture, or of files.
+
+    Raises:
+        ValueError: both are named, or neither.
+    """
     reading = {"column": options.column, "split_text": options.split_text, "encoding_errors": options.encoding_errors}
     if options.mix and paths:
         raise ValueError(f"--mix and the corpus {paths[0]} are both given; name every part with --mix FILE=WEIGHT")
@@ -97,7 +102,7 @@ def _tokenizer(
     if given and options.tokenizer:
         raise ValueError(f"{given[0]} describes ids without a tokenizer, but --tokenizer is given; leave out one")
     if given:
-        num_tokens = options.num_tokens or _largest_id(_corpus(options, paths)) + 1
+        num_tokens = options.num_tokens or _largest_id(open_corpus(options, paths)) + 1
         made = tokenizer_for_ids(
             num_tokens,
             mask_token_id=options.mask_token_id,

@@ -335,7 +335,7 @@ def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore 
         optimizer=config.optimizer,
         precision=config.precision,
         budget=config.budget,
-        keep=TrainConfig.keep,
+        keep=TrainConfig.keep_checkpoints,
     )
 
 

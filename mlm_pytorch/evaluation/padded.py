@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.objective.head import Head, find_head, logits_at, logits_of
-from mlm_pytorch.objective.verify import verify_head
+from mlm_pytorch.objective.head import logits_of
+from mlm_pytorch.objective.padded import RowsInterface, inspect_rows
 from mlm_pytorch.tokens import SpecialTokens
 
 MOST_PADDING = 0.125  # of a block of rows; a pack whose lengths differ more is computed in several blocks
 
 
 class PaddedModel(nn.Module):
-    """A Hugging Face masked language model, called with (B, L) `input_ids` and `attention_mask`, behind the face of
-    the built-in encoder: flat packs in, logits at the wanted positions out.
+    """A masked language model that is called with (B, L) ids and a padding mask, behind the face of the built-in
+    encoder: flat packs in, logits at the wanted positions out.
 
     Args:
         model: the model. It is put into evaluation mode and checked once, on two rows of random tokens: where its head
             computes the same from some positions as from all, only wanted positions meet the vocabulary.
         special: what its vocabulary reserves.
         max_seq_len: the longest piece that it takes, or None where it sets no limit.
+        interface: how the model is called, where `inspect_rows` has found that out already.
 
     Raises:
         ValueError: the model does not return logits (B, L, V), V at least as large as the vocabulary.
@@ -35,28 +36,22 @@ class PaddedModel(nn.Module):
         torch.Size([2, 96])
     """
 
-    def __init__(self, model: nn.Module, special: SpecialTokens, max_seq_len: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        special: SpecialTokens,
+        max_seq_len: int | None = None,
+        interface: RowsInterface | None = None,
+    ):
         super().__init__()
         self.inner = model.eval()
         self.special, self.max_seq_len = special, max_seq_len
-        self.head = self._find_head()
+        self.interface = interface or inspect_rows(model, special, max_seq_len)
 
-    def _find_head(self) -> Head | None:
-        generator = torch.Generator().manual_seed(0)
-        drawable = self.special.drawable_ids()
-        length = min(16, self.max_seq_len or 16)
-        ids = drawable[torch.randint(len(drawable), (2, length), generator=generator)].to(self.device)
-        mask = {"attention_mask": torch.ones_like(ids)}
-        with torch.no_grad():
-            shape = tuple(logits_of(self.inner(ids, **mask), self.inner).shape)
-        if shape[:-1] != (2, length) or shape[-1] < self.special.num_tokens:
-            raise ValueError(
-                f"{type(self.inner).__name__} returns logits {shape} for ids (2, {length}) of a vocabulary of "
-                f"{self.special.num_tokens}; name a masked language model with its own tokenizer"
-            )
-        if find_head(self.inner, self.special.num_tokens) is None:
-            return None
-        return verify_head(self.inner, ids, mask, num_tokens=shape[-1]).head
+    @property
+    def head(self) -> str | None:
+        """Before which module wanted positions are gathered; None where all of them pass through the head."""
+        return self.interface.head
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +69,7 @@ class PaddedModel(nn.Module):
         """Logits at every position: (B, L, V) for rows, (T, V) for a flat pack."""
         everywhere = torch.arange(input_ids.numel(), device=input_ids.device)
         if cu_seqlens is None and attention_mask is not None:
-            return logits_of(self.inner(input_ids, attention_mask=attention_mask), self.inner)
+            return logits_of(self.inner(input_ids, **self.interface.arguments(attention_mask)), self.inner)
         logits = self.logits_at(everywhere, input_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         return logits if cu_seqlens is not None else logits.view(*input_ids.shape, -1)
 
@@ -93,7 +88,7 @@ class PaddedModel(nn.Module):
         """
         if cu_seqlens is None:
             self._check_length(input_ids.shape[1])
-            return self._rows_at(positions, input_ids, torch.ones_like(input_ids))
+            return self.interface.logits_at(self.inner, positions, input_ids)
         result = None
         for rows_BL, mask_BL, token_BL in self._blocks(input_ids, cu_seqlens):
             slot_T = torch.full_like(input_ids, -1)
@@ -101,7 +96,7 @@ class PaddedModel(nn.Module):
             wanted = slot_T[positions]
             here = (wanted >= 0).nonzero().squeeze(1)
             if len(here):
-                logits = self._rows_at(wanted[here], rows_BL, mask_BL.long())
+                logits = self.interface.logits_at(self.inner, wanted[here], rows_BL, mask_BL)
                 if result is None:
                     result = logits.new_empty(len(positions), logits.shape[-1])
                 result[here] = logits
@@ -109,7 +104,16 @@ class PaddedModel(nn.Module):
         return result
 
     def hidden_states(self, input_ids: Tensor, *, cu_seqlens: Tensor) -> Tensor:
-        """Hidden states (T, W) of a flat pack, as the model's trunk (`base_model`) gives them."""
+        """Hidden states (T, W) of a flat pack, as the model's trunk (`base_model`) gives them.
+
+        Raises:
+            ValueError: a model without such a trunk, that is, none of Hugging Face's.
+        """
+        if not isinstance(getattr(self.inner, "base_model", None), nn.Module):
+            raise ValueError(
+                f"{type(self.inner).__name__} has no base_model that gives hidden states, which a probe needs; "
+                "leave the probe out, or use a Hugging Face model"
+            )
         result = None
         for rows_BL, mask_BL, token_BL in self._blocks(input_ids, cu_seqlens):
             trunk: Any = self.inner.base_model
@@ -121,12 +125,6 @@ class PaddedModel(nn.Module):
             result = result.index_put((token_BL[mask_BL],), states[mask_BL])
         assert result is not None
         return result
-
-    def _rows_at(self, positions: Tensor, rows_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        if self.head is None:
-            logits = logits_of(self.inner(rows_BL, attention_mask=mask_BL), self.inner)
-            return logits.flatten(0, 1)[positions]
-        return logits_at(self.inner, self.head, positions, rows_BL, attention_mask=mask_BL)
 
     def _check_length(self, length: int) -> None:
         if self.max_seq_len is not None and length > self.max_seq_len:

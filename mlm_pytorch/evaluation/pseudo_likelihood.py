@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm_pytorch.data.tokenizer import Tokenizer
@@ -162,8 +163,8 @@ def _score(
     for start in range(0, len(rows_BL), at_once):
         here = slice(start, start + at_once)
         logits_BV = logits_of_rows(rows_BL[here].to(device), column_B[here].to(device)).float()
-        picked_B = logits_BV.gather(1, target_B[here, None].to(device)).squeeze(1)
-        parts.append((picked_B - logits_BV.logsumexp(1)).cpu())
+        # Twice as fast as logsumexp, which passes over the logits four times.
+        parts.append(-F.cross_entropy(logits_BV, target_B[here].to(device), reduction="none").cpu())
     return torch.cat(parts).view(num_sentences, length)
 
 

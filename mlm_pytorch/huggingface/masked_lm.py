@@ -4,7 +4,8 @@ ModernBERT folders become the built-in encoder; every other architecture is load
 folder is executed and nothing is fetched: JSON and safetensors only.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ import torch
 from torch import nn
 
 from mlm_pytorch.encoder import EncoderConfig
-from mlm_pytorch.huggingface.folder import CONFIG, WEIGHTS, load_encoder, model_folder
-
-_INDEX = f"{WEIGHTS}.index.json"
+from mlm_pytorch.huggingface.folder import CONFIG, INDEX, WEIGHTS, load_encoder, model_folder, read_config
 
 
 def load_masked_lm(folder: Path) -> nn.Module:
@@ -28,15 +27,19 @@ def load_masked_lm(folder: Path) -> nn.Module:
             weights that are not safetensors, are damaged, or lack the head.
     """
     folder = model_folder(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}); export the model again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} is damaged (it holds no object); export the model again")
-    if config.get("model_type") == "modernbert" and not (folder / _INDEX).is_file() and _is_built_in(config):
+    config = read_config(folder)
+    if config.get("model_type") == "modernbert" and not (folder / INDEX).is_file() and _is_built_in(config):
         return load_encoder(folder)
-    return _from_transformers(folder, config)
+    _check_kind(folder, config)
+    _check_size(folder)
+    model, report = load_through_transformers(folder)
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} lacks weights of {type(model).__name__} ({', '.join(missing[:3])}); it was saved without its "
+            "masked-language-modelling head, or is damaged"
+        )
+    return model.eval()
 
 
 def _is_built_in(config: dict[str, Any]) -> bool:
@@ -47,10 +50,9 @@ def _is_built_in(config: dict[str, Any]) -> bool:
     return True
 
 
-def _from_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
-    from transformers import AutoModelForMaskedLM
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse what is no masked language model, needs code of its own, or has no safetensors."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    from transformers.utils import logging
 
     kind = config.get("model_type")
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
@@ -59,37 +61,74 @@ def _from_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"{folder} holds a model of type {kind!r}, which is no masked language model{needs_code}; name one that "
             "AutoModelForMaskedLM loads"
         )
-    if not (folder / WEIGHTS).is_file() and not (folder / _INDEX).is_file():
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True")
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it warns of missing weights, which are an error here
-    logging.disable_progress_bar()
+
+
+def _check_size(folder: Path) -> None:
+    """Refuse a configuration that asks for more memory than the weights beside it can fill.
+
+    The model is built without memory; at least a byte of weights belongs to each parameter, tied ones counted once.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            str(folder),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise ValueError(f"{folder} cannot be loaded by transformers ({error}); export the model again") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
+    needed = sum(parameter.numel() for parameter in empty.parameters())
+    if needed > max(size, 1):
+        raise ValueError(
+            f"{folder} is damaged: its {CONFIG} describes {needed:,} parameters, and its weights have {size:,} bytes; "
+            "export the model again"
+        )
+
+
+def load_through_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The masked language model in a folder as `transformers` loads it, in float32, and its report on the weights.
+
+    Raises:
+        ValueError: files that it cannot load.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        with quiet():  # it warns of missing weights, which are an error here
+            return AutoModelForMaskedLM.from_pretrained(
+                str(folder),
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
     except Exception as error:  # what the safetensors library raises derives from Exception alone
         if type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); export the model again") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no progress bars of `transformers`, which were meant for its own users."""
+    from transformers.utils import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if shows_bars:
             logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        raise ValueError(
-            f"{folder} lacks weights of {type(model).__name__} ({', '.join(missing[:3])}); it was saved without its "
-            "masked-language-modelling head, or is damaged"
-        )
-    return model.eval()
 
 
 def max_positions(model: nn.Module) -> int | None:

@@ -17,6 +17,7 @@ from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, m
 from mlm_pytorch.objective.checks import LateCheck
 from mlm_pytorch.objective.head import Head, find_head, head_width, logits_at, logits_of, name_of
 from mlm_pytorch.objective.loss import cross_entropy
+from mlm_pytorch.objective.padded import known_pad_mask_argument
 from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
 
@@ -107,7 +108,7 @@ class MLM(nn.Module):
         self.mask_ignore_token_ids = {*mask_ignore_token_ids, pad_token_id}
         self.z_loss = z_loss
         self.progress = 0.0
-        self.pad_mask_argument = pad_mask_argument or _known_pad_mask_argument(_bare(transformer))
+        self.pad_mask_argument = pad_mask_argument or known_pad_mask_argument(_bare(transformer))
 
         bare = _bare(transformer)
         self._head_name = None if head is None else name_of(bare, head)
@@ -368,14 +369,6 @@ def _wrong_width(transformer: str, width: int, num_tokens: int) -> ValueError:
         f"the head of {transformer} gives {width} logits, but num_tokens is {num_tokens}; pass num_tokens={width} "
         "(and ids that stand for nothing as mask_ignore_token_ids), or the right module as head="
     )
-
-
-def _known_pad_mask_argument(transformer: nn.Module) -> str | None:
-    """The padding mask's name in libraries where it means True at tokens."""
-    libraries = {base.__module__.partition(".")[0]: base for base in type(transformer).__mro__}
-    if "transformers" in libraries or "mlm_pytorch" in libraries:
-        return "attention_mask"
-    return "mask" if "x_transformers" in libraries else None
 
 
 def _bare(transformer: nn.Module) -> nn.Module:

@@ -1,16 +1,23 @@
-"""Masking of padded batches: a flat pack's masks, laid out in rows.
+"""Masking and loss of padded batches: a flat pack's masks, laid out in rows, for any transformer that takes (B, L).
 
-Shapes: B rows, L width, K selected positions.
+Shapes: B rows, L width, K selected positions, V vocabulary.
 """
 
+import inspect
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mlm_pytorch.objective.head import find_head, logits_at, logits_of
+from mlm_pytorch.objective.loss import cross_entropy_with_hits
 from mlm_pytorch.objective.packs import Pack, PackMasker
+from mlm_pytorch.objective.verify import verify_head
+from mlm_pytorch.tokens import SpecialTokens
+
+PAD_MASK_ARGUMENTS = ("attention_mask", "mask")  # what a transformer's own argument for it is called, True at tokens
 
 
 class Rows(Protocol):
@@ -49,6 +56,23 @@ class MaskedRows:
         """K, known without asking the device."""
         return len(self.labels)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no slot is padding, known without asking the device."""
+        return self.num_tokens == self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "MaskedRows":
+        """The same on another device; to CUDA through pinned memory, without waiting."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+        if device.type == "cpu":
+            return self
+        tensors = (move(x) for x in (self.input_ids, self.attention_mask, self.positions, self.labels))
+        input_ids, attention_mask, positions, labels = tensors
+        return MaskedRows(input_ids, attention_mask, positions, labels, self.num_tokens)
+
 
 def mask_padded(masker: PackMasker, rows: Rows, mask_prob: int) -> MaskedRows:
     """Mask a padded batch at a rate of `mask_prob` millionths: for each piece what it gets in a flat pack, whatever
@@ -60,3 +84,110 @@ def mask_padded(masker: PackMasker, rows: Rows, mask_prob: int) -> MaskedRows:
     input_ids[attention_mask] = masked.input_ids
     positions = attention_mask.flatten().nonzero().squeeze(1)[masked.positions]
     return MaskedRows(input_ids, attention_mask, positions, masked.labels, masked.num_tokens)
+
+
+# -- other people's models ---------------------------------------------------------------------------------------------
+
+
+def known_pad_mask_argument(transformer: nn.Module) -> str | None:
+    """The padding mask's name in libraries where it means True at tokens."""
+    libraries = {base.__module__.partition(".")[0]: base for base in type(transformer).__mro__}
+    if "transformers" in libraries or "mlm_pytorch" in libraries:
+        return "attention_mask"
+    return "mask" if "x_transformers" in libraries else None
+
+
+def pad_mask_argument(transformer: nn.Module) -> str | None:
+    """The argument that tells a transformer where tokens are (True or 1) and where padding is: as its library calls it,
+    or the first of `PAD_MASK_ARGUMENTS` that its `forward` names. None for one that takes no mask.
+
+    >>> class Bag(nn.Module):
+    ...     def forward(self, input_ids, mask=None): ...
+    >>> pad_mask_argument(Bag()), pad_mask_argument(nn.Linear(2, 2))
+    ('mask', None)
+    """
+    known = known_pad_mask_argument(transformer)
+    if known is not None:
+        return known
+    named = inspect.signature(transformer.forward).parameters
+    return next((name for name in PAD_MASK_ARGUMENTS if name in named), None)
+
+
+@dataclass(frozen=True)
+class RowsInterface:
+    """How a transformer that takes padded batches is called.
+
+    Attributes:
+        head: dotted name of the module before which selected positions are gathered; None where every position has to
+            pass through the head.
+        mask_argument: the name of its padding mask, None where it takes none.
+        reason: why there is no such head.
+    """
+
+    head: str | None
+    mask_argument: str | None
+    reason: str = ""
+
+    def arguments(self, attention_mask: Tensor | None) -> dict[str, Any]:
+        """The keyword arguments for a mask (B, L), bool; None where there is no padding."""
+        if self.mask_argument is None or attention_mask is None:
+            return {}
+        integer = self.mask_argument == "attention_mask"
+        return {self.mask_argument: attention_mask.long() if integer else attention_mask.bool()}
+
+    def logits_at(
+        self, model: nn.Module, positions_K: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits (K, V) at positions of rows (B, L), counted through the rows."""
+        arguments = self.arguments(attention_mask)
+        if self.head is None:
+            return logits_of(model(input_ids, **arguments), model).flatten(0, 1).index_select(0, positions_K)
+        return logits_at(model, self.head, positions_K, input_ids, **arguments)
+
+
+def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | None = None) -> RowsInterface:
+    """Find out how a transformer is called, by two rows of random tokens, one of which is padded.
+
+    Costs a few forward passes and two backward ones over 32 tokens; see `verify_head`.
+
+    Args:
+        model: takes ids (B, L), and returns logits (B, L, V) or an object with `.logits`.
+        special: what its vocabulary reserves.
+        max_seq_len: the longest piece that it takes, or None where it sets no limit.
+
+    Raises:
+        ValueError: the model does not return logits (B, L, V), V at least as large as the vocabulary.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    drawable = special.drawable_ids()
+    length = min(16, max_seq_len or 16)
+    ids = drawable[torch.randint(len(drawable), (2, length), generator=generator)].to(device)
+    interface = RowsInterface(None, pad_mask_argument(model), "no output head was found")
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if interface.mask_argument is not None:
+        mask[1, length - length // 4 :] = False
+        ids[~mask] = special.pad_token_id
+    arguments = interface.arguments(mask)
+    was_training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        shape = tuple(logits_of(model.eval()(ids, **arguments), model).shape)
+    model.train(was_training)
+    if shape[:-1] != (2, length) or shape[-1] < special.num_tokens:
+        raise ValueError(
+            f"{type(model).__name__} returns logits {shape} for ids (2, {length}) of a vocabulary of "
+            f"{special.num_tokens}; name a masked language model with its own tokenizer"
+        )
+    if find_head(model, special.num_tokens) is None:
+        return interface
+    verdict = verify_head(model, ids, arguments, num_tokens=shape[-1])
+    return RowsInterface(verdict.head, interface.mask_argument, verdict.reason)
+
+
+def padded_loss(
+    model: nn.Module, interface: RowsInterface, rows: MaskedRows, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a padded batch, to be divided by the count of the whole batch, and how many targets were right."""
+    mask = None if rows.is_full else rows.attention_mask
+    logits = interface.logits_at(model, rows.positions, rows.input_ids, mask)
+    return cross_entropy_with_hits(logits, rows.labels, z_loss=z_loss)

@@ -232,5 +232,6 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()
-        if name != "corpus" and (tuple(value) if isinstance(value, list) else value) != defaults.get(name, ...)
+        if name not in ("corpus", "chosen")
+        and (tuple(value) if isinstance(value, list) else value) != defaults.get(name, ...)
     }

@@ -2,26 +2,33 @@
 
 checkpoints/step-500/
     model/                  the weights, in Hugging Face format
-    optimizer.safetensors   the optimizers' state; of a model in parts a folder optimizer/, with a file of each process
+    optimizer.safetensors   the optimizers' state, and that of torch's generators; of a model in parts a folder
+                            optimizer/, with a file of each process
     state.json              step, tokens, seconds, the reader's position, the length of metrics.jsonl
     manifest.json           size and checksum of each of these files
 model -> checkpoints/step-500/model
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlm_pytorch.training.parallel import OPTIMIZER_FILE, OPTIMIZER_FOLDER, load_optimizer
 
-MANIFEST = "manifest.json"
+MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
+_RANDOM = "random//"  # how names of generators' states begin
+_DELETING = "manifest.json.deleting"  # a manifest of this name lists what is being deleted
 
 
 def _checksum(path: Path) -> int:
@@ -52,17 +59,22 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    keep_every: int = 0,
     write_parts: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `checkpoints/step-N` beside the others, make it complete at once, point `model` to it, drop the oldest.
 
+    What `state` says of `metrics.jsonl` is brought to disk first. Checkpoints of later steps, which a run leaves behind
+    that continues from an older one, are dropped as well.
+
     Args:
         run: the run's folder.
         step: N.
-        export: writes the model in Hugging Face format into a folder.
+        export: writes the model in Hugging Face format into a folder, and checks it there.
         optimizer: state by name.
         state: plain data for JSON.
         keep: newest checkpoints to keep.
+        keep_every: M, to keep the first checkpoint at or after each multiple of M steps as well; 0 for none.
         write_parts: writes the optimizers' state into a folder, in place of `optimizer`, together with other processes.
 
     Returns:
@@ -70,34 +82,28 @@ def save_checkpoint(
 
     Raises:
         OSError: a full disk, say. The checkpoints there were are untouched, and nothing half-written is left.
+        ValueError: an export that `export` finds fault with; likewise.
     """
     final = run / "checkpoints" / f"step-{step}"
     partial = partial_folder(run, step)
-    for left_by_a_kill in final.parent.glob(".step-*.partial"):
-        shutil.rmtree(left_by_a_kill)
+    _clear_what_a_kill_left(final.parent)
     try:
         partial.mkdir(parents=True)
-        export(partial / "model")
-        if write_parts is None:
-            save_file({name: value.contiguous() for name, value in optimizer.items()}, partial / OPTIMIZER_FILE)
-        else:
+        if (run / METRICS).exists():
+            _sync(run / METRICS)
+        if write_parts is not None:
             write_parts(partial / OPTIMIZER_FOLDER)
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        listed = {
-            str(f.relative_to(partial)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(partial)
-        }
-        (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
-        for file in [*_files(partial), partial / MANIFEST]:
-            _sync(file)
-        if final.exists():
-            shutil.rmtree(final)
+        _write(partial, export, optimizer if write_parts is None else None, state)
+        if final.exists():  # a damaged one that was passed over
+            _remove(final)
+            _put_aside(final)
         partial.rename(final)
         _sync(final.parent)
-    except OSError:
+    except (OSError, ValueError):
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _point(run / "model", final / "model")
-    for old in checkpoints(run)[:-keep]:
+    point_to(final)
+    for old in _superseded(checkpoints(run), step, keep, keep_every):
         _remove(old)
     return final
 
@@ -105,6 +111,54 @@ def save_checkpoint(
 def partial_folder(run: Path, step: int) -> Path:
     """Where a checkpoint is written before it is complete."""
     return run / "checkpoints" / f".step-{step}.partial"
+
+
+def _write(
+    folder: Path, export: Callable[[Path], None], optimizer: dict[str, Tensor] | None, state: dict[str, Any]
+) -> None:
+    """The files of a checkpoint, brought to disk, the manifest last."""
+    try:
+        export(folder / "model")
+        if optimizer is not None:
+            save_file({name: value.contiguous() for name, value in optimizer.items()}, folder / OPTIMIZER_FILE)
+    except SafetensorError as error:  # how that library reports a full disk
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
+    for path in [*_files(folder), folder / MANIFEST, folder / "model", folder]:
+        _sync(path)
+
+
+def _superseded(found: list[Path], step: int, keep: int, keep_every: int) -> list[Path]:
+    """Which checkpoints go, once the one of `step` is complete."""
+    before = [path for path in found if step_of(path) <= step]
+    kept = set(before[-keep:])
+    reached: set[int] = set()
+    for path in before:
+        multiple = step_of(path) // keep_every if keep_every else 0
+        if multiple and multiple not in reached:
+            reached.add(multiple)
+            kept.add(path)
+    return [path for path in found if path not in kept]
+
+
+def _clear_what_a_kill_left(folder: Path) -> None:
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+    for manifest in folder.glob(f"step-*/{_DELETING}"):
+        _remove(manifest.parent)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was taken."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def point_to(checkpoint: Path) -> None:
+    """Let the run's `model` be that of a checkpoint."""
+    _point(checkpoint.parents[1] / "model", checkpoint / "model")
 
 
 def _point(link: Path, target: Path) -> None:
@@ -116,10 +170,20 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete what the manifest lists, and the folders that this leaves empty; anything else is not ours."""
-    for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]:
-        (folder / name).unlink(missing_ok=True)
-    (folder / MANIFEST).unlink()
+    """Delete what the manifest lists, and the folders that this leaves empty; anything else is not ours.
+
+    The manifest goes aside first: what a kill leaves of the rest is no checkpoint, and the next save deletes it.
+    """
+    manifest = folder / _DELETING
+    if (folder / MANIFEST).is_file():
+        (folder / MANIFEST).replace(manifest)
+    try:
+        listed = [folder / name for name in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        listed = []  # damaged: what it listed is not known, so it stays
+    for path in listed:
+        path.unlink(missing_ok=True)
+    manifest.unlink(missing_ok=True)
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
@@ -127,24 +191,34 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def _put_aside(folder: Path) -> None:
+    """Make room for a checkpoint of the same step, where files that no manifest lists are left of an older one."""
+    number = 0
+    while folder.exists():
+        aside = folder.with_name(f"left-of-{folder.name}-{number}")
+        if not aside.exists():
+            folder.rename(aside)
+        number += 1
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in (run / "checkpoints").glob("step-[0-9]*") if (path / MANIFEST).is_file()]
+    return sorted(found, key=step_of)
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None: every listed file is there, with its size and checksum."""
     try:
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        expected = {checkpoint / name: (facts["bytes"], facts["crc32"]) for name, facts in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, facts in listed.items():
-        path = checkpoint / name
+    for path, facts in expected.items():
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or _checksum(path) != facts["crc32"]:
-            return f"{name} is damaged"
+            return f"{path.relative_to(checkpoint)} is missing"
+        if (path.stat().st_size, _checksum(path)) != facts:
+            return f"{path.relative_to(checkpoint)} is damaged"
     return None
 
 
@@ -169,3 +243,20 @@ def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any],
     """State and optimizer tensors of a checkpoint, laid out as the model is; its weights are read from `model/`."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return state, load_optimizer(checkpoint, model)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that a model's dropout draws from, to be saved beside the optimizer's."""
+    states = {f"{_RANDOM}cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Take the generators' states out of a checkpoint's tensors, and go on from them where they are there."""
+    states = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_RANDOM)}
+    if f"{_RANDOM}cpu" in states:
+        torch.set_rng_state(states[f"{_RANDOM}cpu"])
+    if device.type == "cuda" and f"{_RANDOM}cuda" in states:
+        torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"], device)

@@ -13,11 +13,16 @@ import yaml
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.masking import RateSchedule
+from mlm_pytorch.training.device import find_device
 from mlm_pytorch.training.schedule import BatchRamp, Budget, learning_rate_factor
+from mlm_pytorch.training.trackers import TrackerName, choose_trackers
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
-MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep", "threads", "encoding_errors", "engine", "workers"})
-MAY_CHANGE |= {"parallel", "shard_ranks"}
+MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep_checkpoints", "keep_every", "threads", "device"})
+MAY_CHANGE |= {"encoding_errors", "engine", "workers", "parallel", "shard_ranks", "stop_before", "track"}
+
+# What is left open is this, unless the model calls for something else (`training.gentle`).
+FROM_SCRATCH: dict[str, Any] = {"optimizer": "muon", "warmup": 0.02, "decay": 0.6}
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class TrainConfig(CorpusOptions):
     budget: str = "20m"
     """How long to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
     model: str | None = None
-    """A preset (tiny, mini, small, base, large) or the folder of a ModernBERT model to continue from. By default a
-    preset that fits budget, device and corpus."""
+    """A preset (tiny, mini, small, base, large); a masked language model to continue from, as a folder or by its name
+    on the Hugging Face Hub; or module:factory, a function of yours that returns a module. By default a preset that
+    fits budget, device and corpus."""
     seq_len: int | None = None
     """Longest piece in tokens; longer documents are split. By default the preset's."""
 
@@ -59,20 +65,22 @@ class TrainConfig(CorpusOptions):
     """Among the selected tokens, the share that is not shown as it is."""
     random_token_prob: float = 0.0
     """Among the selected tokens, the share shown as a random token."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices with AdamW for the rest, or AdamW for all."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """Muon for the matrices with AdamW for the rest, or AdamW for all. By default Muon for a preset, AdamW for all
+    other models."""
     lr: float | None = None
-    """Peak learning rate. By default the optimizer's."""
+    """Peak learning rate. By default the optimizer's; a lower one for a model that is continued."""
     embedding_lr: float = 1.0
     """Learning rate of the embeddings, as a multiple of --lr."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the matrices."""
     schedule: Literal["wsd", "linear", "cosine"] = "wsd"
     """How the learning rate moves: rise, plateau and straight fall, or no plateau, or half a wave."""
-    warmup: float = 0.02
-    """Share of the budget over which the learning rate rises."""
+    warmup: float | None = None
+    """Share of the budget over which the learning rate rises. By default 0.02; 0.06 for a model that is continued."""
     decay: float | None = None
-    """Share of the budget, at its end, over which the learning rate falls, with --schedule wsd. By default 0.6."""
+    """Share of the budget, at its end, over which the learning rate falls, with --schedule wsd. By default 0.6; for a
+    model that is continued, all that is left after the rise."""
     final_lr: float = 0.0
     """Share of the peak learning rate that is left at the end."""
     clip: float = 1.0
@@ -90,8 +98,14 @@ class TrainConfig(CorpusOptions):
     """How often the held-out loss is measured during training."""
     checkpoint_every: str = "5m"
     """How often the run is saved: 5m, 500steps."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    keep_every: str | None = None
+    """Besides these, checkpoints at the multiples of so many steps, for good: 1000steps."""
+    stop_before: str | None = None
+    """Save and stop when so much time has passed since the command's start: 3h50m. The same command continues."""
+    track: tuple[TrackerName, ...] = ()
+    """Where curves are drawn: tensorboard (by default, where it is installed), wandb, none."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
@@ -102,6 +116,13 @@ class TrainConfig(CorpusOptions):
 
     chosen: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Options that were left open, and settled by `training.recipe` when the run began."""
+
+    device: str = "auto"
+    """Where to train: auto (CUDA where there is one), cpu, cuda, cuda:1, mps."""
+    keep: tuple[str, ...] = ()
+    """Files of general text, to see what a continued model forgets: their loss is measured with the held-out one."""
+    extend_vocabulary: int | None = None
+    """Add so many tokens to the vocabulary of a model that is continued: those that shorten this corpus most."""
 
     def check(self) -> None:
         """Find what contradicts itself or cannot be, before anything starts.
@@ -118,6 +139,11 @@ class TrainConfig(CorpusOptions):
             raise ValueError(
                 f"--checkpoint-every {self.checkpoint_every} is neither a time nor steps; write it like 5m or 500steps"
             )
+        if self.keep_every is not None and Budget.parse(self.keep_every).unit != "steps":
+            raise ValueError(f"--keep-every {self.keep_every} is no number of steps; write it like 1000steps")
+        if self.stop_before is not None and Budget.parse(self.stop_before).unit != "seconds":
+            raise ValueError(f"--stop-before {self.stop_before} is no time; write it like 3h50m")
+        choose_trackers(self.track)
         self._check_learning()
         for name in ("replace_prob", "random_token_prob"):
             if not 0 <= getattr(self, name) <= 1:
@@ -127,8 +153,8 @@ class TrainConfig(CorpusOptions):
                 f"--random-token-prob {self.random_token_prob} exceeds --replace-prob {self.replace_prob}, "
                 "of which it is a part"
             )
-        counts = ("pack_tokens", "packs_per_step", "packs_per_step_end", "seq_len", "vocab_size", "keep", "threads")
-        for name in (*counts, "shard_ranks", "evaluations"):
+        counts = ("pack_tokens", "packs_per_step", "packs_per_step_end", "seq_len", "vocab_size", "keep_checkpoints")
+        for name in (*counts, "threads", "shard_ranks", "extend_vocabulary", "evaluations"):
             value = getattr(self, name)
             if value is not None and value < (0 if name == "evaluations" else 1):
                 least = 0 if name == "evaluations" else 1
@@ -138,8 +164,12 @@ class TrainConfig(CorpusOptions):
                 f"--shard-ranks {self.shard_ranks} is for --parallel hybrid, but --parallel is {self.parallel}; "
                 "change one of them"
             )
-        if self.model is not None and self.model not in PRESETS and not Path(self.model).is_dir():
-            raise ValueError(f"--model {self.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder")
+        find_device(self.device)
+        if self.extend_vocabulary and (self.model is None or self.model in PRESETS):
+            raise ValueError(
+                f"--extend-vocabulary {self.extend_vocabulary} is for a model that has a vocabulary already, but "
+                f"--model {self.model or 'is left out and'} starts anew; pass --vocab-size instead"
+            )
 
     def _check_learning(self) -> None:
         """What concerns rates and schedules."""
@@ -154,8 +184,10 @@ class TrainConfig(CorpusOptions):
                 raise ValueError(f"--{name.replace('_', '-')} {value} is outside [0, 1]; it is a share")
         if self.schedule != "wsd" and self.decay is not None:
             raise ValueError(f"--decay {self.decay} is of --schedule wsd, not {self.schedule}; leave one of them out")
-        if self.schedule == "wsd" and self.warmup + self._decay > 1:
-            raise ValueError(f"--warmup {self.warmup} and --decay {self._decay} exceed the budget together; lower one")
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"--warmup {self.warmup_share} and --decay {self.decay_share} exceed the budget together; lower one"
+            )
         if self.mask_schedule == "constant" and self.mask_prob_end is not None:
             raise ValueError(
                 f"--mask-prob-end {self.mask_prob_end} is never reached with --mask-schedule constant; leave one out"
@@ -169,16 +201,28 @@ class TrainConfig(CorpusOptions):
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} is below 0 or not finite; {usual} is usual"
                 )
+        if self.ema and self.parallel in ("fsdp", "hybrid"):
+            raise ValueError(
+                f"--ema {self.ema} keeps whole weights, and --parallel {self.parallel} parts of them; leave out one"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"--ema {self.ema} is outside [0, 1); 0.99 to 0.9999 is usual, 0 turns averaging off")
 
     @property
-    def _decay(self) -> float:
-        return 0.6 if self.decay is None else self.decay
+    def warmup_share(self) -> float:
+        """`warmup`, or its default."""
+        return FROM_SCRATCH["warmup"] if self.warmup is None else self.warmup
+
+    @property
+    def decay_share(self) -> float:
+        """`decay`, or its default; a long rise leaves less to the fall."""
+        return min(FROM_SCRATCH["decay"], 1 - self.warmup_share) if self.decay is None else self.decay
 
     def learning_rate_factor(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1], as a share of its peak."""
-        return learning_rate_factor(progress, self.warmup, self._decay, shape=self.schedule, final=self.final_lr)
+        return learning_rate_factor(
+            progress, self.warmup_share, self.decay_share, shape=self.schedule, final=self.final_lr
+        )
 
     @property
     def rate(self) -> RateSchedule:

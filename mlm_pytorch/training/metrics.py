@@ -1,7 +1,7 @@
 """What a run tells: lines in `metrics.jsonl`, and progress on the console."""
 
 import json
-import os
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,23 +13,38 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 
 class MetricsFile:
-    """`metrics.jsonl`, one JSON object a line, cut back to a checkpoint's offset when a run continues from it."""
+    """`metrics.jsonl`, one JSON object a line, cut back to a checkpoint's offset when a run continues from it.
+
+    Args:
+        path: the file.
+        offset: what is kept of it, in bytes. Of a file that is shorter, what there is of whole lines is kept.
+    """
 
     def __init__(self, path: Path, offset: int = 0):
         self.path = path
         self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(offset)
-        self._file.seek(offset)
+        self.missing = max(0, offset - path.stat().st_size)  # bytes that a checkpoint knows of and that are gone
+        self.cut(offset if not self.missing else self._whole_lines())
 
-    def write(self, **values: Any) -> None:
-        """Append a line."""
-        self._file.write(json.dumps(values).encode() + b"\n")
+    def _whole_lines(self) -> int:
+        self._file.seek(0)
+        return sum(len(line) for line in self._file if line.endswith(b"\n"))
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append a line. Numbers that are not finite are left out: JSON has none."""
+        finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+        self._file.write(json.dumps(finite).encode() + b"\n")
 
     def flush(self) -> int:
-        """Bring every line to disk; returns the file's length in bytes."""
+        """Let other processes see every line; returns the file's length in bytes."""
         self._file.flush()
-        os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def cut(self, offset: int) -> None:
+        """Forget all lines after the first `offset` bytes."""
+        self._file.flush()
+        self._file.truncate(offset)
+        self._file.seek(offset)
 
     def close(self) -> None:
         """Flush and close."""
@@ -37,8 +52,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a `metrics.jsonl`; a last one that is still being written is left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def clock(seconds: float) -> str:
@@ -56,15 +72,20 @@ def clock(seconds: float) -> str:
 class NoMetrics(MetricsFile):
     """Writes nothing: for the processes of a run beside the first."""
 
+    missing = 0
+
     def __init__(self) -> None:
         pass
 
-    def write(self, **values: Any) -> None:
+    def write(self, values: dict[str, Any]) -> None:
         """Nothing."""
 
     def flush(self) -> int:
         """Nothing; no bytes."""
         return 0
+
+    def cut(self, offset: int) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

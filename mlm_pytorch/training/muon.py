@@ -66,6 +66,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         self.orthogonalize = orthogonalize
         super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
+        self._step_supports_amp_scaling = True  # as of torch's fused optimizers: `found_inf` makes a step do nothing
+        self.found_inf: Tensor | None = None  # () float32: 1 to leave everything as it is, decided on the device
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2 or parameter.shape[0] % group["parts"]:
@@ -82,10 +84,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the gradients that are there."""
         assert closure is None, "Muon takes no closure"
+        skip = None if self.found_inf is None else self.found_inf.bool()
         waiting: dict[tuple[int, int, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         in_parts: list[tuple[DTensor, Tensor]] = []
         for group in self.param_groups:
-            for parameter, update in _gathered(self._updates(group)):
+            for parameter, update in _gathered(self._updates(group, skip)):
                 target = parameter
                 if isinstance(parameter, DTensor):  # collect the whole update, of which a part is kept below
                     target = torch.zeros_like(update, dtype=parameter.dtype)
@@ -97,6 +100,8 @@ class Muon(torch.optim.Optimizer):
         for (_, columns, lr), pairs in waiting.items():
             updates = self.orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):
+                if skip is not None:
+                    update = torch.where(skip, 0.0, update)
                 target.add_(update, alpha=-0.2 * lr * columns**0.5)
         for parameter, target in in_parts:
             mesh = parameter.device_mesh
@@ -104,7 +109,7 @@ class Muon(torch.optim.Optimizer):
             parameter.to_local().add_(whole.redistribute(placements=parameter.placements).to_local())
         return None
 
-    def _updates(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _updates(self, group: dict[str, Any], skip: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter of a group that has a gradient, decayed, with its momentum, yet to be orthogonalized."""
         for parameter in group["params"]:
             if parameter.grad is None:
@@ -112,9 +117,12 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            update = parameter.grad.lerp(average, group["momentum"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            average = state["momentum_buffer"]
+            gradient = parameter.grad if skip is None else torch.where(skip, average, parameter.grad)
+            average.lerp_(gradient, 1 - group["momentum"])  # with itself, where the step is skipped
+            update = gradient.lerp(average, group["momentum"])
+            shrunk = 1 - group["lr"] * group["weight_decay"]
+            parameter.mul_(shrunk if skip is None else torch.where(skip, 1.0, shrunk))
             yield parameter, update
 
 

@@ -3,7 +3,6 @@
 `docs/recipes.md` holds the measurements behind these choices, and says where there are none yet.
 """
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,7 +64,8 @@ def choose(
     Args:
         budget: how long to train.
         device: where.
-        peak: matrix products of the device in FLOP/s, as `matmul_peak` measures them; needed for budgets of time only.
+        peak: matrix products of the device in FLOP/s, as `throughput.measure_peak` measures them; needed for budgets of
+            time only.
         corpus_tokens: tokens of the corpus, where known; needed for budgets of epochs.
         optimizer: "muon" or "adamw".
         model: the preset, where it is given, or the folder of a model, which is trained like `base`.
@@ -129,14 +129,3 @@ def flops_per_token(name: str, vocab_size: int, masked: float = _MASKED) -> floa
     head = config.hidden_size**2
     inner = num_parameters(config) - vocabulary - head
     return 6 * (inner + masked * (vocabulary + head))
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of some square matrix products; well under a second of work."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    fastest = float("inf")
-    for _ in range(repeats + 1):  # the first one sets kernels up
-        start = time.perf_counter()
-        float((a @ b)[0, 0])  # waits for the device
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2 * size**3 / fastest

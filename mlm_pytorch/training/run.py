@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlm_pytorch.data.journal import JOURNAL
+from mlm_pytorch.data.manifest import MANIFEST
 from mlm_pytorch.training.config import TrainConfig
 
 CONFIG, LOCK, STORE = "config.yaml", ".lock", "store"
 # What a run may hold before it begins: the corpus is prepared first.
-_BEFORE_BEGIN = (LOCK, STORE, f".{STORE}.partial", f".{STORE}.replaced", f".{CONFIG}.partial")
+_INTENDED = f".{CONFIG}.intended"
+_BEFORE_BEGIN = (LOCK, STORE, f".{STORE}.partial", f".{STORE}.replaced", f".{CONFIG}.partial", _INTENDED)
 
 
 @contextmanager
 def run_folder(config: TrainConfig) -> Iterator[Path]:
     """Open the folder of a run, new or to be continued, and hold it for this process alone.
 
-    A run begins with `begin`. If anything fails before, what was made for it is removed again, but for a preparation
-    that can be continued.
+    A run begins with `begin`. If the user's mistake ends it before, what was made for it is removed again; if anything
+    else does, such as Ctrl-C or a full disk, a preparation that can be continued stays, and a finished store.
 
     Raises:
         ValueError: the folder holds something else, another run, or is in use.
@@ -50,25 +52,63 @@ def run_folder(config: TrainConfig) -> Iterator[Path]:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+    mistake = True
     try:
         yield folder
+    except ValueError:
+        raise
+    except BaseException:
+        mistake = False
+        raise
     finally:
         if not (folder / CONFIG).is_file():
-            _forget(folder)
+            _forget(folder, keep_store=not mistake)
         os.close(handle)
+
+
+def store_to_prepare(folder: Path, config: TrainConfig) -> Path | None:
+    """Where the run's own store is to be prepared; None where it is complete already, for this configuration.
+
+    Between the end of a preparation and `begin` lies a while, and a kill there must not cost the preparation: what the
+    store is for is recorded before it is made.
+    """
+    if (folder / CONFIG).is_file():
+        return None
+    store, intended = folder / STORE, folder / _INTENDED
+    same = intended.is_file() and not _differences(intended, config)
+    if same and (store / MANIFEST).is_file():
+        return None
+    if not same:
+        if store.is_dir():  # of another configuration; gone before the record says otherwise
+            shutil.rmtree(store)
+        _write(intended, config)
+    return store
+
+
+def _differences(recorded: Path, config: TrainConfig) -> list[str]:
+    try:
+        return TrainConfig.from_yaml(recorded.read_text(encoding="utf-8")).differences(config)
+    except ValueError as error:  # of another version
+        return [str(error)]
+
+
+def _write(path: Path, config: TrainConfig) -> None:
+    fresh = path.with_name(f".{CONFIG}.partial")
+    fresh.write_text(config.to_yaml(), encoding="utf-8")
+    fresh.replace(path)
 
 
 def begin(folder: Path, config: TrainConfig) -> None:
     """Record the configuration: from here on the folder is a run, and the same command continues it."""
-    fresh = folder / f".{CONFIG}.partial"
-    fresh.write_text(config.to_yaml(), encoding="utf-8")
-    fresh.replace(folder / CONFIG)
+    _write(folder / CONFIG, config)
+    (folder / _INTENDED).unlink(missing_ok=True)
 
 
-def _forget(folder: Path) -> None:
+def _forget(folder: Path, *, keep_store: bool) -> None:
+    kept = keep_store and (folder / STORE / MANIFEST).is_file() and (folder / _INTENDED).is_file()
     for name in _BEFORE_BEGIN:
         path = folder / name
-        if (path / JOURNAL).is_file():
+        if (path / JOURNAL).is_file() or (kept and name in (STORE, _INTENDED)):
             continue
         if path.is_dir():
             shutil.rmtree(path)

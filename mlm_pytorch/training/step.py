@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mlm_pytorch.training.distributed import Agreement, whole
+from mlm_pytorch.training.guards import is_finite
+from mlm_pytorch.training.micro_batches import MicroBatches, is_out_of_memory
 from mlm_pytorch.training.optimizer import set_learning_rate
 from mlm_pytorch.training.parallel import Parallel
 
@@ -56,6 +58,7 @@ class StepResult:
         num_targets: of all micro-batches of all processes.
         num_tokens: likewise, padding not counted.
         grad_norm: () float32, before clipping.
+        finite: () bool; where loss or gradients were not, the step was skipped.
     """
 
     loss_sum: Tensor
@@ -63,6 +66,7 @@ class StepResult:
     num_targets: int
     num_tokens: int
     grad_norm: Tensor
+    finite: Tensor
 
     @property
     def loss(self) -> float:
@@ -94,6 +98,7 @@ class TrainingStep:
         optimizers: each parameter in at most one.
         autocast: dtype of matrix products, None for the model's own.
         clip: largest norm of the gradient; 0 for no limit.
+        sizes: how much of a step one forward takes; less after it ran out of memory. By default one batch.
     """
 
     def __init__(
@@ -104,14 +109,36 @@ class TrainingStep:
         *,
         autocast: torch.dtype | None,
         clip: float,
+        sizes: MicroBatches | None = None,
     ):
         self.parallel, self.loss, self.optimizers = parallel, loss, optimizers
+        self.sizes = sizes or MicroBatches()
         self.autocast, self.clip = autocast, clip
         self.parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
     def backward(self, micro_batches: Sequence[MicroBatch], agreement: Agreement) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over all targets of a step; returns the summed loss and the number of hits."""
+        """Gradients of the mean loss over all targets of a step; returns the summed loss and the number of hits.
+
+        Out of memory, a process that trains alone begins the step again with less in each forward: the same batches,
+        the same gradient.
+
+        Raises:
+            ValueError: the memory does not hold a single piece.
+        """
+        while True:
+            try:
+                return self._backward(self.sizes.deal(micro_batches), agreement)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.parallel.world.size > 1:  # others would wait for ever
+                    raise
+            # Outside of `except`: the error's traceback keeps every activation alive.
+            self.forget_gradients()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.sizes.shrink(micro_batches)
+
+    def _backward(self, micro_batches: Sequence[MicroBatch], agreement: Agreement) -> tuple[Tensor, Tensor]:
         world = self.parallel.world
         found = torch.zeros(2, device=self.device)  # loss and hits, so that one sum serves both
         for number, batch in enumerate(micro_batches, start=1):
@@ -129,14 +156,25 @@ class TrainingStep:
         return loss_sum, num_correct
 
     def __call__(self, micro_batches: Sequence[MicroBatch], lr: float, agreement: Agreement) -> StepResult:
-        """One optimizer step at a learning rate."""
+        """One optimizer step at a learning rate; weights and optimizers stay as they are where it is not finite."""
         set_learning_rate(self.optimizers, lr)
         loss_sum, num_correct = self.backward(micro_batches, agreement)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
+        finite = is_finite(loss_sum, norm)
+        self._update(finite)
         self.forget_gradients()
-        return StepResult(loss_sum, num_correct, agreement.num_targets, agreement.num_tokens, whole(norm))
+        return StepResult(loss_sum, num_correct, agreement.num_targets, agreement.num_tokens, norm, finite)
+
+    def _update(self, finite: Tensor) -> None:
+        """Let the optimizers step if `finite`, () bool; those that can are not told before the device knows."""
+        for optimizer in self.optimizers:
+            # What torch's GradScaler asks for and sets: fused optimizers then leave the skipping to the device.
+            on_device = self.device.type != "cpu" and not self.parallel.sharded
+            if on_device and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            elif not finite:
+                continue
+            optimizer.step()
 
     def forget_gradients(self) -> None:
         """Drop the gradients there are."""

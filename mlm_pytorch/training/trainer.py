@@ -1,31 +1,41 @@
 """The training loop: packs in, steps out, nothing lost on the way."""
 
-import signal
+import errno
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlm_pytorch.data.batches import Position
 from mlm_pytorch.training.averaging import WeightAverage
-from mlm_pytorch.training.checkpoint import load_checkpoint, partial_folder, save_checkpoint
-from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    partial_folder,
+    point_to,
+    random_states,
+    restore_random,
+    save_checkpoint,
+)
+from mlm_pytorch.training.config import FROM_SCRATCH, TrainConfig
 from mlm_pytorch.training.distributed import Agreement, World
 from mlm_pytorch.training.feed import Batch, Feed
-from mlm_pytorch.training.metrics import Display, MetricsFile, NoMetrics, clock
+from mlm_pytorch.training.guards import PlateauGuard, SkipGuard
+from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
+from mlm_pytorch.training.reporting import NOTHING_MORE, Reporter, Watch
 from mlm_pytorch.training.schedule import Budget
 from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, native_precision
+from mlm_pytorch.training.stopping import Stopping
+from mlm_pytorch.training.writer import CheckpointWriter, Export
 
-LOG_SECONDS = 1.0  # at most so often is the console touched
 PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
 
 
@@ -65,23 +75,36 @@ class Progress:
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A step whose line is not written yet: what is known of it, and what the device is still computing."""
+
+    values: dict[str, Any]
+    result: StepResult
+    seconds: float  # by itself, without evaluations and the like
+
+
 class Trainer:
     """Trains a model, step by step, until the budget is spent.
 
     Args:
         model: the model, on its device.
-        loss: summed loss and number of targets of what the feed's batches hold.
+        loss: summed loss of what the feed's batches hold, and how many of its targets were right.
         feed: batches in training order.
         config: the recipe.
         folder: the run's folder, for checkpoints and metrics.
         lr: peak learning rate.
         tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
-        export: writes a model, whole, in Hugging Face format into a folder.
+        keep: measures the loss on general text likewise, to see what is forgotten.
+        measure_first: measure before the first step as well.
+        export: writes weights in Hugging Face format into a folder; called in a thread of its own.
+        load: reads what `export` wrote, as the model's `state_dict`.
         display: the console.
+        watch: what else is told and looked after.
         world: the processes that train together, each with a trainer like this one; the first one writes.
 
-    `run` returns True when the budget is spent, False when a signal stopped it; both leave a checkpoint.
+    `run` returns True when the budget is spent, False when a signal or a limit stopped it; both leave a checkpoint.
     """
 
     def __init__(
@@ -95,21 +118,25 @@ class Trainer:
         lr: float,
         tokens_per_epoch: int,
         evaluate: Callable[[nn.Module], Score] | None,
-        export: Callable[[nn.Module, Path], None],
+        keep: Callable[[nn.Module], Score] | None = None,
+        measure_first: bool = False,
+        export: Export,
+        load: Callable[[Path], Mapping[str, Tensor]],
         display: Display,
+        watch: Watch = NOTHING_MORE,
         world: World | None = None,
     ):
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
-        self.evaluate, self.export, self.display, self.lr = evaluate, export, display, lr
+        self.evaluate, self.load, self.display, self.watch, self.lr = evaluate, load, display, watch, lr
         self.device = next(model.parameters()).device
         self.autocast = native_precision(self.device) if config.precision == "auto" else None
         if config.precision == "bf16":
             self.autocast = torch.bfloat16
-        self.world = world or World()
+        self.keep, self.measure_first, self.world = keep, measure_first, world or World()
         self.parallel = Parallel(model, config.parallel, self.world, shard_ranks=config.shard_ranks)
         self.optimizers = build_optimizers(
             model,
-            config.optimizer,
+            config.optimizer or FROM_SCRATCH["optimizer"],
             lr,
             config.weight_decay,
             embedding_lr=config.embedding_lr,
@@ -117,20 +144,26 @@ class Trainer:
         )
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.step = TrainingStep(self.parallel, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
+        self.step.sizes.notice = display.say
         self.budget = Budget.parse(config.budget)
         self.ramp = config.batch_ramp
         steps = self.budget.steps(feed.reader.capacity, tokens_per_epoch, self.ramp)
         self.progress = Progress(total_steps=steps or 0)
-        self.metrics: MetricsFile | None = None  # open while running
-        self._metrics_bytes = 0
-        self.stop_requested: str | None = None
+        self.reporter = Reporter(folder, display, watch, self.device, writes=self.world.is_main)
+        self.stopping = Stopping(Budget.parse(config.stop_before).amount if config.stop_before else None)
+        self.guard = SkipGuard()
+        self.plateau = None if watch.unigram_entropy is None else PlateauGuard(watch.unigram_entropy)
+        self.keep_every = round(Budget.parse(config.keep_every).amount) if config.keep_every else 0
+        self.writer = CheckpointWriter(folder, export=export, keep=config.keep_checkpoints, keep_every=self.keep_every)
+        self._every = Budget.parse(config.checkpoint_every)
+        self._saved = Progress(step=-1)  # at the newest checkpoint, complete or in the making
         self._began = time.monotonic()  # when the run would have begun in one sitting
-        self._unread: tuple[dict[str, Any], StepResult] | None = None  # a step whose line is not written yet
-        self._loss = float("nan")  # of the last step that was read
-        self._recent: deque[tuple[float, int]] = deque(maxlen=100)  # seconds and packs of the latest steps
+        self._metrics_bytes = 0  # of metrics.jsonl, as far as the checkpoint knows it
+        self._unread: Taken | None = None
+        self._paused = 0.0  # seconds since the last step that were not spent on training
         self._last_evaluated = -1
         self._evaluations = 0  # how many of the planned ones are behind us
-        self._saved_step = -1
+        self._evaluation_seconds = 0.0  # the longest so far
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -138,9 +171,15 @@ class Trainer:
         """Continue from a checkpoint whose weights the model already holds.
 
         Raises:
-            ValueError: a checkpoint of another shape.
+            ValueError: a checkpoint of another shape, or of a run of another configuration.
         """
         state, tensors = load_checkpoint(checkpoint, self.model)
+        changed = TrainConfig.from_yaml(state["config"]).differences(self.config)
+        if changed:
+            raise ValueError(
+                f"{checkpoint} is of another configuration ({'; '.join(changed)}); repeat the command that made it"
+            )
+        restore_random(tensors, self.device)
         if self.average is not None:
             tensors = self.average.load(tensors)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
@@ -150,56 +189,117 @@ class Trainer:
         if self.budget.unit == "seconds" and saved.step:  # at the pace so far; the budget may be a longer one
             packs = self.feed.position.next_pack
             total_steps = self.ramp.total_steps(packs * (self.budget.amount / saved.seconds - 1), saved.step)
-        self.progress = replace(saved, total_steps=total_steps)
-        self._saved_step = saved.step
+        self.progress = self._saved = replace(saved, total_steps=total_steps)
         self._metrics_bytes = state["metrics_bytes"]
         self._last_evaluated, self._evaluations = state["last_evaluated"], state["evaluations"]
+        self.guard.restore(state["guard"])
+        if self.world.is_main:
+            point_to(checkpoint)  # where a newer one is damaged, or a kill came before that
 
     def checkpoint(self) -> None:
-        """Save everything that the next sitting needs, unless this step is saved already."""
-        if self._saved_step == self.progress.step:
+        """Begin to save everything that the next sitting needs, unless this step is saved already."""
+        if self._saved.step == self.progress.step:
             return
         self._write_unread()
-        assert self.metrics is not None
+        started = time.monotonic()
+        self._metrics_bytes = self.reporter.flush()
         state = {
             "progress": vars(self.progress),
             "reader": Position.merge(self.world.gather(self.feed.position)).to_json(),
-            "metrics_bytes": self.metrics.flush(),
+            "metrics_bytes": self._metrics_bytes,
             "last_evaluated": self._last_evaluated,
             "evaluations": self._evaluations,
+            "guard": self.guard.to_json(),
+            "config": self.config.to_yaml(),
         }
-        optimizer = optimizer_tensors(self.model, self.optimizers)
-        if self.average is not None:
-            optimizer |= self.average.tensors()
-        with self.averaged():
-            whole_model = self.parallel.whole_model()
+        tensors = optimizer_tensors(self.model, self.optimizers)
+        if self.parallel.sharded:
+            self._save_in_parts(tensors, state)
+        elif self.world.is_main:
+            tensors |= random_states(self.device)
+            if self.average is not None:
+                tensors |= self.average.tensors()
+            with self.averaged():
+                self.writer.save(self.progress.step, self.model.state_dict(), tensors, state)
+        self._saved = self.progress
+        self._paused += time.monotonic() - started
 
-            def write_parts(folder: Path) -> None:
-                self.parallel.save_optimizer(optimizer, folder)
+    def _save_in_parts(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Save a model of which each process holds a part: each its own part of the optimizers' state, the first one
+        all the rest. All wait for it.
+        """
+        whole_model = self.parallel.whole_model()
 
-            def export(path: Path) -> None:
-                assert whole_model is not None
-                self.export(whole_model, path)
+        def write_parts(folder: Path) -> None:
+            self.parallel.save_optimizer(tensors, folder)
 
-            def save() -> Path:
-                return save_checkpoint(
-                    self.folder,
-                    self.progress.step,
-                    export=export,
-                    optimizer=optimizer,
-                    state=state,
-                    keep=self.config.keep,
-                    write_parts=write_parts if self.parallel.sharded else None,
-                )
+        def export(folder: Path) -> None:
+            assert whole_model is not None
+            self.writer.export(whole_model.state_dict(), folder)
 
-            if self.parallel.sharded and not self.world.is_main:  # meets the first process in the midst of `save`
-                write_parts(partial_folder(self.folder, self.progress.step) / OPTIMIZER_FOLDER)
-            self.world.from_main(save)
-        self._saved_step = self.progress.step
+        def save() -> Path:
+            return save_checkpoint(
+                self.folder,
+                self.progress.step,
+                export=export,
+                optimizer={},
+                state=state,
+                keep=self.writer.keep,
+                keep_every=self.keep_every,
+                write_parts=write_parts,
+            )
+
+        if not self.world.is_main:  # meets the first process in the midst of `save`
+            write_parts(partial_folder(self.folder, self.progress.step) / OPTIMIZER_FOLDER)
+        self.world.from_main(save)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the model holds what is exported: the mean of its weights where one is kept."""
         return nullcontext() if self.average is None else self.average.in_place()
+
+    def _checkpoint_due(self) -> bool:
+        step, saved = self.progress.step, max(0, self._saved.step)
+        if self._every.unit == "seconds":  # of training, by the clock that all processes share
+            due = self.progress.seconds - self._saved.seconds >= self._every.amount
+        else:
+            due = step // self._every.amount > saved // self._every.amount
+        if not due and not (self.keep_every and step // self.keep_every > saved // self.keep_every):
+            return False
+        self._write_unread()
+        return not self.guard.troubled  # a run that has to go back should go back further
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, with the data moved on; without one, go on from here with the next data.
+
+        Step, weights, optimizers and metrics are those of the checkpoint. Tokens and seconds, which are spent, are not.
+
+        Raises:
+            ValueError: it has been tried too often.
+        """
+        self.guard.roll_back()
+        if self.parallel.sharded:
+            raise ValueError(
+                f"step {self.progress.step:,}: too many steps without a finite loss or gradient; a model in parts does "
+                "not go back by itself, so give the same command again, with another seed or less --lr in a new folder"
+            )
+        self._unread = None
+        self.writer.wait()
+        checkpoint = self.world.from_main(lambda: newest_checkpoint(self.folder, self.display.say))
+        ahead, before, guard = self.feed.position, self.progress, self.guard.to_json()
+        if checkpoint is not None:
+            self.model.load_state_dict(self.load(checkpoint / "model"))
+            self.restore(checkpoint)
+            self.guard.restore(guard)
+            self.progress = replace(before, step=self.progress.step)
+            self.reporter.rewind(self._metrics_bytes, self.progress.step)
+        self.feed.restore(ahead.to_json())
+        onward = (
+            "there is no checkpoint to go back to" if checkpoint is None else f"back to step {self.progress.step:,}"
+        )
+        self.display.say(
+            f"step {before.step:,}: too many steps without a finite loss or gradient; {onward}, "
+            "the data go on from where they are"
+        )
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -232,7 +332,7 @@ class Trainer:
         return self.world.agree(
             sum(one.num_targets for one in batch.micro_batches),
             sum(one.num_tokens for one in batch.micro_batches),
-            stop=lambda: self.stop_requested is not None,
+            stop=self._stop_due,
             seconds=lambda: time.monotonic() - self._began,
         )
 
@@ -255,80 +355,96 @@ class Trainer:
     def _replan(self) -> None:
         """Correct a time budget's number of steps by what steps have taken of late."""
         spent = self.progress.seconds / self.budget.amount
-        if self.budget.unit != "seconds" or len(self._recent) < 10 or spent < PLAN_AFTER:
+        per_pack = self.reporter.seconds_per_pack
+        if self.budget.unit != "seconds" or self.reporter.steps_timed < 10 or spent < PLAN_AFTER or per_pack is None:
             return
         remaining = max(0.0, self.budget.amount - self.progress.seconds)
-        total = self.ramp.total_steps(remaining / self._seconds_per_pack(), self.progress.step)
+        total = self.ramp.total_steps(remaining / per_pack, self.progress.step)
         self.progress = replace(self.progress, total_steps=total)
-
-    def _seconds_per_pack(self) -> float:
-        return sum(seconds for seconds, _ in self._recent) / sum(packs for _, packs in self._recent)
 
     def _finished(self) -> bool:
         if self.budget.unit == "seconds":  # the planned steps are a forecast; the clock decides
             return self.progress.seconds >= self.budget.amount
         return bool(self.progress.total_steps) and self.progress.step >= self.progress.total_steps
 
-    def _request_stop(self, number: int, _: FrameType | None) -> None:
-        if self.stop_requested is not None:
-            raise SystemExit(128 + number)
-        self.stop_requested = signal.Signals(number).name
+    @property
+    def stop_requested(self) -> str | None:
+        """What stops the run before its budget is spent: a signal's name or an option's."""
+        return self.stopping.reason
+
+    def _stop_due(self) -> bool:
+        needed = self._evaluation_seconds + self.writer.seconds + (self.reporter.seconds_per_step or 0.0)
+        return self.stopping.check(needed) is not None
 
     def run(self) -> bool:
-        """Train until the budget is spent or a signal asks to stop."""
-        file = self.folder / "metrics.jsonl"
-        self.metrics = MetricsFile(file, self._metrics_bytes) if self.world.is_main else NoMetrics()
-        handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Train until the budget is spent, or a signal or a limit asks to stop.
+
+        Raises:
+            OSError: a full disk, say; the last checkpoint stays.
+            ValueError: an export that is not what it should be, or steps that are never finite; likewise.
+        """
         try:
-            with self.world.watch():
-                if not self._finished():
-                    with closing(self.feed.batches(self.progress.step, self._share)) as batches:
-                        self._loop(batches)
-                self._evaluate()
-                self.checkpoint()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self.metrics.close()
+            self.reporter.open(self._metrics_bytes, self.progress.step)
+            try:
+                with self.world.watch(), self.stopping:
+                    self._train()
+            finally:
+                self.writer.close()
+                self.reporter.close()
+        except OSError as error:
+            raise self._explained(error) from None
         return self._finished()
 
+    def _train(self) -> None:
+        if self.measure_first and self.progress.step == 0:
+            self._evaluate()
+        self._stopped = False
+        while not self._finished() and not self._stopped:
+            with closing(self.feed.batches(self.progress.step, self._share)) as batches:
+                self._loop(batches)
+            if self.guard.triggered:
+                self._roll_back()
+        if self._finished():  # a run that is stopped goes on from here as if it had not been: it is only saved
+            self._evaluate()
+        self.checkpoint()
+        self.writer.wait()
+        self.world.barrier()  # until the first process has written it
+
     def _loop(self, batches: Iterator[Batch]) -> None:
+        """Take steps until the run is over, must stop, or must go back."""
         self.model.train()
-        every = Budget.parse(self.config.checkpoint_every)
-        saved, shown_at, began = self.progress, 0.0, False
+        self._evaluate_if_due()  # a stop may have come between a step and its evaluation
         batch = next(batches)
-        mark = time.monotonic()
+        mark, began = time.monotonic(), False
         self._began = mark - self.progress.seconds
         if not self.progress.total_steps:
             self._plan(batch)
+            mark = time.monotonic()
         while True:
             packs_before = self.feed.position.next_pack
             values, result = self.take(batch)
             self._write_unread()  # the step before: reading it now leaves the device busy with this one
             now = time.monotonic()
+            took, mark = now - mark, now
             seconds = self._agreement.seconds  # by one clock for all, since decisions follow from it
             if self.world.size == 1 or began:  # among others it is the time of the step before
-                self._recent.append((seconds - self.progress.seconds, self.feed.position.next_pack - packs_before))
+                packs = self.feed.position.next_pack - packs_before
+                self.reporter.took(seconds - self.progress.seconds, packs)
             self.progress, began = replace(self.progress, seconds=seconds), True
-            values["tokens_per_second"] = round(result.num_tokens / (now - mark), 1)
             values |= {"seconds": round(self.progress.seconds, 3), "total_steps": self.progress.total_steps}
-            mark = now
-            self._unread = values, result
+            self._unread = Taken(values, result, max(took - self._paused, 1e-9))
+            self._paused = 0.0
             self._replan()
-            if now - shown_at >= LOG_SECONDS:
-                shown_at = now
-                self._show()
-            if self._agreement.stop and not self.stop_requested:
-                self.stop_requested = "a signal to another process"
-            if self._finished() or self._agreement.stop:
+            self._show()
+            self._stopped = self._agreement.stop
+            if self._stopped and self.stopping.reason is None:
+                self.stopping.reason = "a signal to another process"
+            if self._finished() or self._stopped or self.guard.triggered:
                 break
-            if self.evaluate is not None and self._evaluation_due():
-                self._evaluate()
-            waited = getattr(self.progress, "seconds" if every.unit == "seconds" else "step")
-            waited -= getattr(saved, "seconds" if every.unit == "seconds" else "step")
-            if waited >= every.amount:
+            self._evaluate_if_due()
+            if self._checkpoint_due():
                 self.checkpoint()
-                saved = self.progress
+            self.writer.check()
             batch = next(batches)
         self._write_unread()
         self._show(force=True)
@@ -337,43 +453,75 @@ class Trainer:
         """Write the line of the step last taken, if it is not written yet; waits until the device has computed it."""
         if self._unread is None:
             return
-        values, result = self._unread
-        self._unread = None
-        self._loss = result.loss
-        assert self.metrics is not None
-        self.metrics.write(
-            **values, loss=self._loss, accuracy=round(result.accuracy, 5), grad_norm=float(result.grad_norm)
-        )
+        taken, self._unread = self._unread, None
+        result, values = taken.result, taken.values
+        finite = bool(result.finite)
+        if not finite and self.guard.calm:
+            self.display.say(f"step {values['step']:,}: loss or gradient is not finite; the step is skipped")
+        self.guard.observe(finite=finite)
+        values |= {"loss": result.loss, "grad_norm": float(result.grad_norm), "skipped_steps": self.guard.skipped}
+        values["accuracy"] = round(result.accuracy, 5)
+        if self.guard.rollbacks:
+            values["rollbacks"] = self.guard.rollbacks
+        self.reporter.step(values, result.num_tokens, taken.seconds)
+        if self.plateau is not None and self._share(values["step"]) > self.config.warmup_share:
+            told = self.plateau.observe(values["loss"])
+            if told:
+                self.display.say(f"step {values['step']:,}: {told}")
 
-    def _evaluation_due(self) -> bool:
-        return int(self.progress.share * self.config.evaluations) > self._evaluations
+    def _evaluate_if_due(self) -> None:
+        if int(self.progress.share * self.config.evaluations) > self._evaluations:
+            self._evaluate()
 
     def _evaluate(self) -> None:
-        if self.evaluate is None or self._last_evaluated == self.progress.step:
+        if (self.evaluate is None and self.keep is None) or self._last_evaluated == self.progress.step:
             return
         self._write_unread()
-        score = self.evaluate(self.model)  # by all processes alike: with parts of the model none could do it alone
-        self.parallel.reshard()
-        values = {"step": self.progress.step, "valid_loss": score.loss, "valid_accuracy": score.accuracy}
-        said = f"step {self.progress.step}: held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%"
-        if self.average is not None:
-            with self.averaged():
-                values["ema_valid_loss"] = self.evaluate(self.model).loss
-                self.parallel.reshard()
-            said += f"; averaged weights {values['ema_valid_loss']:.3f}"
+        started = time.monotonic()
+        values, said = self._measure()
+        seconds = time.monotonic() - started
+        self._evaluation_seconds = max(self._evaluation_seconds, seconds)
         self._last_evaluated = self.progress.step
         self._evaluations = int(self.progress.share * self.config.evaluations)
-        assert self.metrics is not None
-        self.metrics.write(**values)
-        self.display.say(said)
+        values = {"step": self.progress.step} | values
+        values |= {"valid_seconds": round(seconds, 3), "tokens": self.progress.tokens}
+        self.reporter.held_out(values | {"seconds": round(self.progress.seconds, 3)})
+        self.display.say(f"step {self.progress.step}: {'; '.join(said)}")
+        self.reporter.evaluated()
+        self._paused += time.monotonic() - started
+
+    def _measure(self) -> tuple[dict[str, Any], list[str]]:
+        """Held-out results, and how they are said; by all processes alike: with parts of the model none could alone."""
+        values: dict[str, Any] = {}
+        said = []
+        if self.evaluate is not None:
+            score = self.evaluate(self.model)
+            values |= {"valid_loss": score.loss, "valid_accuracy": score.accuracy}
+            said.append(f"held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%")
+            if self.average is not None:
+                with self.averaged():
+                    values["ema_valid_loss"] = self.evaluate(self.model).loss
+                said.append(f"averaged weights {values['ema_valid_loss']:.3f}")
+        if self.keep is not None:
+            values["keep_loss"] = self.keep(self.model).loss
+            said.append(f"loss on the text to keep {values['keep_loss']:.3f}")
+        self.parallel.reshard()
+        return values, said
 
     def _show(self, *, force: bool = False) -> None:
-        if not self._recent:
-            return
-        per_pack = self._seconds_per_pack()
-        rate = self.feed.reader.capacity / per_pack
-        left = self.ramp.packs(self.progress.total_steps, self.progress.step) * per_pack
+        packs = self.ramp.packs(self.progress.total_steps, self.progress.step)
+        left = packs * (self.reporter.seconds_per_pack or 0.0)
         if self.budget.unit == "seconds":
             left = min(left, self.budget.amount - self.progress.seconds)
-        status = f"loss {self._loss:.3f}  {rate:,.0f} tokens/s  step {self.progress.step:,}  {clock(left)} left"
-        self.display.show("training", self.progress.share, status, force=force)
+        self.reporter.show(self.progress.share, left, self.feed.reader.capacity, force=force)
+
+    def _explained(self, error: OSError) -> OSError:
+        """What a full disk means for the run, where that is the error."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        saved = [path.name for path in checkpoints(self.folder)]
+        onward = f"goes on after {saved[-1]}" if saved else "begins again"
+        return OSError(
+            error.errno,
+            f"the disk of {self.folder} is full; free some space and give the same command again, which {onward}",
+        )

@@ -109,3 +109,12 @@ def test_errors(tmp_path):
     del weights["bert.encoder.layer.0.output.dense.weight"]
     save_file(weights, tmp_path / "g/model.safetensors", metadata={"format": "pt"})
     refused(tmp_path / "g", "lacks weights of BertForMaskedLM")
+
+
+def test_a_configuration_cannot_ask_for_more_than_its_weights_fill(tmp_path):
+    wide = with_config(saved(tmp_path / "wide"), vocab_size=10**12)
+    with pytest.raises(ValueError, match=r"is damaged: its config.json describes 33,000,\d{3},\d{3},\d{3} param"):
+        load_masked_lm(wide)
+    deep = with_config(saved(tmp_path / "deep"), num_hidden_layers=10**9)
+    with pytest.raises(ValueError, match="num_hidden_layers is 1000000000, not 0 to 1024"):
+        load_masked_lm(deep)

@@ -91,7 +91,7 @@ CONTRASTS = """() => {
 def test_it_draws_and_asks_for_nothing(browser, page_file):
     with Visit(browser, page_file.as_uri()) as visit:
         figures = visit.page.locator("figure.chart")
-        assert figures.count() == 7
+        assert figures.count() == 9
         for index in range(figures.count()):
             drawn = figures.nth(index).locator("svg path").first
             assert len(drawn.get_attribute("d") or "") > 20

@@ -68,7 +68,8 @@ def test_the_page_has_all_that_people_look_at(page):
     ):
         assert words in elements.text, words
     charts = [figure["data-chart"] for figure in elements.all("figure")]
-    assert charts == ["loss", "accuracy", "lr", "mask_prob", "tokens_per_second", "grad_norm", "fill"]
+    speed = ["tokens_per_second", "peak_share"]
+    assert charts == ["loss", "accuracy", "lr", "mask_prob", *speed, "grad_norm", "fill", "memory_bytes"]
     assert {"header", "nav", "main", "footer", "h1"} <= {tag for tag, _ in elements.tags}
 
 

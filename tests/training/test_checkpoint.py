@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from mlm_pytorch.training.checkpoint import checkpoints, damage, load_checkpoint, newest_checkpoint, save_checkpoint
+from mlm_pytorch.training.checkpoint import (
+    _remove,
+    checkpoints,
+    damage,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def export(folder: Path) -> None:
@@ -31,7 +39,7 @@ def test_round_trip_and_link(tmp_path):
 def test_the_newest_are_kept_and_nothing_foreign_is_deleted(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints/step-1/notes.txt").write_text("mine")
-    for step in (2, 10, 9):
+    for step in (2, 9, 10):
         save(tmp_path, step)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-10"]
     assert [p.name for p in (tmp_path / "checkpoints/step-1").iterdir()] == ["notes.txt"]
@@ -49,6 +57,20 @@ def test_a_full_disk_leaves_the_old_and_nothing_half_written(tmp_path):
         save(tmp_path, 2, export=full)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "checkpoints/step-1"
+
+
+def test_an_export_that_is_refused_leaves_the_old(tmp_path):
+    save(tmp_path, 1)
+    before = (tmp_path / "model").resolve()
+
+    def refused(folder: Path) -> None:
+        export(folder)
+        raise ValueError("the export computes other logits")
+
+    with pytest.raises(ValueError, match="computes other logits"):
+        save(tmp_path, 2, export=refused)
+    assert (tmp_path / "model").resolve() == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
 
 
 @pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json"])
@@ -82,3 +104,56 @@ def test_an_unreadable_manifest_and_none_at_all(tmp_path):
     path = save(tmp_path, 1)
     (path / "manifest.json").write_text(json.dumps({"no": 1}))
     assert "manifest.json cannot be read" in str(damage(path))
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_damaged_one(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def killed(self, missing_ok=False):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _remove(tmp_path / "checkpoints/step-1")
+    monkeypatch.undo()
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-2"]
+    save(tmp_path, 3)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-3"}
+
+
+def test_later_ones_that_were_passed_over_go_with_the_next_save(tmp_path):
+    save(tmp_path, 5)
+    (save(tmp_path, 10) / "state.json").write_text("{}")
+    save(tmp_path, 7)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-5", "step-7"]
+    assert (tmp_path / "model").resolve().parent.name == "step-7"
+
+
+@pytest.mark.parametrize("manifest", ['{"no": 1}', '{"files": [1]}', "[]", "{", ""])
+def test_a_damaged_one_of_the_same_step_makes_room(tmp_path, manifest):
+    save(tmp_path, 5)
+    (save(tmp_path, 10) / "manifest.json").write_text(manifest)
+    assert newest_checkpoint(tmp_path, lambda _: None) == tmp_path / "checkpoints/step-5"
+    assert damage(save(tmp_path, 10)) is None
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-5", "step-10"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "kept"), [(1, 10, [10, 21, 30, 33]), (2, 0, [30, 33]), (3, 7, [9, 18, 21, 30, 33])]
+)
+def test_the_last_and_every_mth_stay(tmp_path, keep, every, kept):
+    for step in (3, 6, 9, 10, 18, 21, 30, 33):
+        save_checkpoint(tmp_path, step, export=export, optimizer={}, state={}, keep=keep, keep_every=every)
+    expected = kept if every != 7 else [9, 18, 21, 30, 33]
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == expected
+
+
+def test_errors_of_safetensors_are_a_full_disk_too(tmp_path):
+    def full(folder):
+        export(folder)
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        save(tmp_path, 1, export=full)
+    assert error.value.errno == errno.ENOSPC and checkpoints(tmp_path) == []

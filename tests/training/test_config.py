@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_yaml_is_read_safely():
 
 
 def test_differences_name_the_fields_and_let_some_change():
-    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep=9)
+    other = config(seed=5, mask_prob=0.2, budget="9h", threads=1, checkpoint_every="1m", keep_checkpoints=9)
+    other = dataclasses.replace(other, stop_before="1h")
     assert config().differences(other) == ["mask_prob: 0.3 -> 0.2", "seed: 0 -> 5"]
 
 
@@ -69,10 +71,15 @@ def test_what_depends_on_progress():
         ({"replace_prob": 0.1, "random_token_prob": 0.2}, "--random-token-prob 0.2 exceeds --replace-prob 0.1"),
         ({"warmup": 0.6, "decay": 0.6}, "--warmup 0.6 and --decay 0.6 exceed the budget together"),
         ({"shard_ranks": 2}, "--shard-ranks 2 is for --parallel hybrid, but --parallel is auto; change one of them"),
+        ({"keep_every": "2h"}, "--keep-every 2h is no number of steps; write it like 1000steps"),
+        ({"stop_before": "50steps"}, "--stop-before 50steps is no time; write it like 3h50m"),
+        ({"track": ("none", "wandb")}, "--track none and --track wandb contradict each other"),
+        ({"lr": -0.1}, "--lr -0.1 is not positive"),
+        ({"ema": 0.9, "parallel": "fsdp"}, "--ema 0.9 keeps whole weights, and --parallel fsdp parts of them"),
         ({"lr": 0.0}, "--lr 0.0 is not positive"),
         ({"pack_tokens": 0}, "--pack-tokens 0 is too small; give at least 1"),
         ({"evaluations": -1}, "--evaluations -1 is too small; give at least 0"),
-        ({"model": "huge"}, r"--model 'huge' is neither a preset \(tiny, mini, small, base, large\) nor a folder"),
+        ({"device": "cuda:99"}, "--device cuda:99 is not there; this machine has cpu"),
     ],
 )
 def test_errors(changes, message):

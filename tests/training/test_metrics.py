@@ -8,15 +8,25 @@ from mlm_pytorch.training.metrics import Display, MetricsFile, clock, read_metri
 def test_lines_and_cutting_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
-    metrics.write(step=1, loss=2.5)
+    metrics.write({"step": 1, "loss": 2.5})
     offset = metrics.flush()
-    metrics.write(step=2, loss=2.25)
+    metrics.write({"step": 2, "loss": 2.25})
     metrics.close()
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
     again = MetricsFile(path, offset)
-    again.write(step=2, loss=2.0)
+    again.write({"step": 2, "loss": 2.0})
     again.close()
     assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+
+
+def test_half_a_line_is_not_read_and_not_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    shorter = MetricsFile(path, 1000)  # than a checkpoint says: what there is of whole lines stays
+    shorter.write({"step": 3, "loss": float("nan")})
+    shorter.close()
+    assert shorter.missing == 1000 - 28 and read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
 def test_clock():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlm_pytorch.encoder import PRESETS, Encoder, preset
-from mlm_pytorch.training.recipe import Recipe, choose, flops_per_token, matmul_peak
+from mlm_pytorch.training.recipe import Recipe, choose, flops_per_token
 from mlm_pytorch.training.schedule import Budget
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -56,7 +56,3 @@ def test_operations_are_counted_as_torch_counts_them():
     attention = 16 * 3 * 2 * 2 * 16 * config.hidden_size * config.num_hidden_layers  # left out of the estimate
     counted = (counter.get_total_flops() - attention) / 16
     assert flops_per_token("tiny", 1024, masked=1.0) == pytest.approx(counted, rel=0.05)
-
-
-def test_the_peak_of_a_device():
-    assert matmul_peak(CPU, torch.float32, size=64, repeats=2) > 1e6

@@ -7,7 +7,7 @@ import pytest
 
 from mlm_pytorch.data.journal import JOURNAL
 from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.run import begin, run_folder
+from mlm_pytorch.training.run import begin, run_folder, store_to_prepare
 
 
 def config(out: Path, **changes) -> TrainConfig:
@@ -88,3 +88,50 @@ def test_two_processes_cannot_hold_one_run(tmp_path):
     finally:
         done.set()
         holder.join()
+
+
+def test_a_store_that_was_finished_before_a_kill_is_used_again(tmp_path):
+    """Whatever ends the time between the last shard and the first step, but for the user's own mistake."""
+
+    def prepare(folder: Path, wanted: TrainConfig) -> bool:
+        store = store_to_prepare(folder, wanted)
+        if store is None:
+            return False
+        store.mkdir()
+        (store / "manifest.json").touch()
+        return True
+
+    def prepare_then(wanted: TrainConfig, error: BaseException) -> None:
+        with run_folder(wanted) as folder:
+            prepared.append(prepare(folder, wanted))
+            raise error
+
+    def interrupted(wanted: TrainConfig, error: BaseException) -> bool:
+        with pytest.raises(type(error)):
+            prepare_then(wanted, error)
+        return prepared[-1]
+
+    prepared: list[bool] = []
+    out = tmp_path / "run"
+    assert interrupted(config(out), KeyboardInterrupt())
+    assert not interrupted(config(out), OSError("no space left"))
+    assert interrupted(config(out, seed=1), KeyboardInterrupt()), "of another configuration: made anew"
+    assert not interrupted(config(out, seed=1, budget="9h"), ValueError("a mistake"))
+    assert not out.exists(), "a mistake leaves nothing"
+    with run_folder(config(out)) as folder:
+        assert prepare(folder, config(out))
+        begin(folder, config(out))
+        assert store_to_prepare(folder, config(out)) is None
+    assert {path.name for path in out.iterdir()} == {"store", "config.yaml", ".lock"}
+
+
+def test_a_kill_while_a_store_is_made_anew_does_not_pass_the_old_one_off_as_new(tmp_path):
+    store = store_to_prepare(tmp_path, config(tmp_path))
+    assert store is not None
+    store.mkdir()
+    (store / "manifest.json").touch()
+    assert store_to_prepare(tmp_path, config(tmp_path, seed=1)) == store and not store.exists()  # killed here
+    assert store_to_prepare(tmp_path, config(tmp_path, seed=1)) == store
+    assert store_to_prepare(tmp_path, config(tmp_path)) == store
+    (tmp_path / ".config.yaml.intended").write_text("from: the future")
+    assert store_to_prepare(tmp_path, config(tmp_path)) == store

@@ -7,7 +7,7 @@ tokenizer_report: texts -> TokenizerReport what a tokenizer makes of a corpus; `
 """
 
 from mlm_pytorch.data.tokenizer.alphabets import TOKENIZER_KINDS, TokenizerKind, parse_kind, tokenizer_for_ids
-from mlm_pytorch.data.tokenizer.loading import load_tokenizer
+from mlm_pytorch.data.tokenizer.loading import load_tokenizer, make_tokenizer_of_files
 from mlm_pytorch.data.tokenizer.record import Tokenizer
 from mlm_pytorch.data.tokenizer.report import TokenCounter, TokenizerReport, count_words, tokenizer_report
 from mlm_pytorch.data.tokenizer.sample import TextSample, sample_texts
@@ -23,6 +23,7 @@ __all__ = [
     "choose_vocab_size",
     "count_words",
     "load_tokenizer",
+    "make_tokenizer_of_files",
     "parse_kind",
     "sample_texts",
     "tokenizer_for_ids",

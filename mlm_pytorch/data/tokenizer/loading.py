@@ -77,7 +77,7 @@ def make_tokenizer(
         }
     content = backend.to_str(pretty=True).encode()
     files = {"tokenizer.json": content, "tokenizer_config.json": to_json(config)}
-    return replace(_tokenizer(files, "the trained tokenizer"), kind=kind)
+    return replace(make_tokenizer_of_files(files, "the trained tokenizer"), kind=kind)
 
 
 def framed(backend: tokenizers.Tokenizer, kind: str, *, strips_blank: bool = False) -> Tokenizer:
@@ -109,8 +109,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not (folder / "tokenizer.json").exists():
         with tempfile.TemporaryDirectory() as converted:
             _convert_slow(folder, Path(converted))
-            return _tokenizer(_read_files(Path(converted)), f"tokenizer {folder}")
-    return _tokenizer(_read_files(folder), f"tokenizer {folder}")
+            return make_tokenizer_of_files(_read_files(Path(converted)), f"tokenizer {folder}")
+    return make_tokenizer_of_files(_read_files(folder), f"tokenizer {folder}")
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:
@@ -142,8 +142,11 @@ def _convert_slow(folder: Path, converted: Path) -> None:
     loaded.save_pretrained(str(converted))
 
 
-def _tokenizer(files: dict[str, bytes], label: str) -> Tokenizer:
-    """From the contents of a tokenizer's files."""
+def make_tokenizer_of_files(files: dict[str, bytes], label: str) -> Tokenizer:
+    """From the contents of a tokenizer's files, tokenizer.json among them; errors call it `label`.
+
+    Raises ValueError as `load_tokenizer` does.
+    """
     backend = _backend(files["tokenizer.json"], label)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     named = _named_tokens(files, vocabulary, label)

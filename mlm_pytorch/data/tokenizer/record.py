@@ -98,6 +98,14 @@ class Tokenizer:
             encoding = backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """As `encode_batch`, with each id's word and place in the text; takes longer.
+
+        Raises ValueError for a text that the tokenizer cannot express, as one of words where it knows numbers only.
+        """
+        with _explained(self):
+            return self._corpus_backend.encode_batch(list(texts), add_special_tokens=False)
+
     def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts end to end (uint32), and how many each has (int64).
 

@@ -1,0 +1,105 @@
+"""A trained model on another domain: what it is told, what it forgets, and what its vocabulary gains."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from mlm_pytorch.cli import main
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.training.metrics import read_metrics
+
+GENERAL = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "own", "red", "house", "by", "old"]
+DOMAIN = ["cardiomyopathy", "pathology", "myocardial", "opal", "card", "heart", "patients", "ran", "the", "of"]
+
+
+def lines(words: list[str], count: int = 80) -> list[str]:
+    draw = random.Random(0)
+    return [" ".join(draw.choices(words, k=draw.randint(5, 20))) + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A BERT with a WordPiece tokenizer of general text, that text, and one of another domain."""
+    folder = tmp_path_factory.mktemp("adapting")
+    (folder / "general.txt").write_text("\n".join(lines(GENERAL)))
+    (folder / "domain.txt").write_text("\n".join(lines(DOMAIN)))
+    alphabet = ["abcdefghijklmnopqrstuvwxyz"]
+    train_tokenizer(lines(GENERAL) + alphabet, kind="wordpiece", vocab_size=110).save(folder / "bert")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    BertForMaskedLM(BertConfig(vocab_size=128, max_position_embeddings=64, **shape)).save_pretrained(folder / "bert")
+    return folder
+
+
+def train(*arguments: object) -> None:
+    options = ("--budget", "4steps", "--seq-len", "64", "--pack-tokens", "256", "--evaluations", "2", "--threads", "1")
+    main(["train", *map(str, (*arguments, *options))])
+
+
+def test_extended_kept_and_replayed(place, tmp_path, capsys):
+    mix = ("--mix", f"{place / 'domain.txt'}=0.8", "--mix", f"{place / 'general.txt'}=0.2")
+    run = ("--model", place / "bert", "--extend-vocabulary", "20", "--keep", place / "general.txt", "--lr", "1e-9")
+    train(*mix, *run, "--out", tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "of the general text (" in said and "it fits badly, --extend-vocabulary may help" in said
+    assert "costliest words: " in said and "pieces, " in said
+    assert "20 tokens added to the vocabulary, which then makes" in said
+    assert "--lr" not in said.partition("gentle on a model that is continued:")[2].splitlines()[0]
+    measured = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "valid_loss" in line]
+    assert [line["step"] for line in measured] == [0, 2, 4] and all(1 < line["keep_loss"] < 9 for line in measured)
+    old, new = load_tokenizer(place / "bert"), AutoTokenizer.from_pretrained(tmp_path / "run/model")
+    assert len(new) == old.special.num_tokens + 20
+    assert len(new("cardiomyopathy")["input_ids"]) < len(old.encode("cardiomyopathy"))
+    # at a rate of next to nothing, old rows are what they were, and new ones the means of their pieces'
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run/model")
+    rows = model.get_input_embeddings().weight
+    before = load_file(place / "bert/model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    torch.testing.assert_close(rows[: old.special.num_tokens], before[: old.special.num_tokens], atol=1e-6, rtol=0)
+    id = old.special.num_tokens
+    pieces = old.encode_batch([new.convert_ids_to_tokens(id).removeprefix("##")])[0]
+    if not new.convert_ids_to_tokens(id).startswith("##"):
+        torch.testing.assert_close(rows[id], before[pieces].mean(0), atol=1e-6, rtol=0)
+    main(["evaluate", str(tmp_path / "run"), "--json"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(measured[-1]["valid_loss"], abs=0.05)
+
+
+def test_whole_words_are_masked_with_new_tokens(place, tmp_path):
+    run = ("--model", place / "bert", "--extend-vocabulary", "10", "--selection", "words")
+    train(place / "domain.txt", *run, "--out", tmp_path / "run")
+    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["step"] == 4
+
+
+def test_a_start_that_ended_before_its_first_checkpoint(place, tmp_path):
+    """The vocabulary is extended by the same tokens again, for the store that is there."""
+    run = (place / "domain.txt", "--model", place / "bert", "--extend-vocabulary", "10", "--precision", "float32")
+    train(*run, "--out", tmp_path / "whole")
+    train(*run, "--out", tmp_path / "again")
+    for path in (tmp_path / "again/checkpoints").glob("*/manifest.json"):
+        path.unlink()
+    (tmp_path / "again/model").unlink()
+    train(*run, "--out", tmp_path / "again")
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_mistakes_with_adaptation(place, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "rare.txt").write_text("xq\nzv\n")
+    cases = [
+        ((place / "domain.txt", "--keep", tmp_path / "empty.txt"), "empty.txt"),
+        ((place / "domain.txt", "--extend-vocabulary", "0"), "--extend-vocabulary 0 is too small; give at least 1"),
+        ((tmp_path / "rare.txt", "--extend-vocabulary", "5"), "so nothing would be gained"),
+        (("-", "--extend-vocabulary", "5"), "has to read the corpus as text, and more than once"),
+    ]
+    for arguments, expected in cases:
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            train(*arguments, "--model", place / "bert", "--out", tmp_path / "run")
+        said = capsys.readouterr().err
+        assert expected in said.splitlines()[-1] and "Traceback" not in said, said
+        assert not (tmp_path / "run").exists()

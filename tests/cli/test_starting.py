@@ -1,0 +1,262 @@
+"""What a run may start from, from the first step to the evaluated export."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
+
+from mlm_pytorch.cli import main
+from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.training.metrics import read_metrics
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "dog",
+    "ran",
+    "to",
+    "its",
+    "own",
+    "red",
+    "house",
+    "by",
+    "old",
+    "river",
+]
+FACTORY = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, num_tokens, max_seq_len, pad_token_id):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(num_tokens, 32, padding_idx=pad_token_id)
+        self.places = nn.Embedding(max_seq_len, 32)
+        self.layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.out = nn.Linear(32, num_tokens)
+        self.out.weight = self.embed.weight
+
+    def forward(self, ids, mask=None):
+        x = self.embed(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        return self.out(self.layer(x, src_key_padding_mask=None if mask is None else ~mask))
+
+def build(num_tokens, max_seq_len, pad_token_id):
+    return Own(num_tokens, max_seq_len, pad_token_id)
+
+def xt(num_tokens, max_seq_len, pad_token_id):
+    from x_transformers import Encoder, TransformerWrapper
+    torch.manual_seed(0)
+    layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=16)
+    return TransformerWrapper(num_tokens=num_tokens, max_seq_len=max_seq_len, attn_layers=layers)
+
+def nothing(num_tokens, max_seq_len, pad_token_id):
+    return 3
+
+def other_arguments(vocabulary):
+    return None
+
+def other_shape(num_tokens, max_seq_len, pad_token_id):
+    return nn.Embedding(num_tokens, 8)
+
+broken = 5
+"""
+
+
+def sentences(count: int) -> list[str]:
+    draw = random.Random(0)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A corpus, a tokenizer, a store of both, and a module of factories."""
+    folder = tmp_path_factory.mktemp("starting")
+    (folder / "corpus.txt").write_text("\n".join(sentences(120)))
+    train_tokenizer(sentences(120), kind="wordpiece", vocab_size=120).save(folder / "tokenizer", model_max_length=40)
+    (folder / "own_models.py").write_text(FACTORY)
+    (folder / "falls.py").write_text("import a_module_that_nobody_has")
+    main(["prepare", str(folder / "corpus.txt"), "--out", str(folder / "store"), "--seq-len", "40", "--tokenizer",
+          str(folder / "tokenizer")])  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def there(place, monkeypatch, tmp_path) -> Path:
+    """Work where the factories are."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [str(place), *sys.path])
+    return tmp_path
+
+
+def mlm(*arguments: object) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def fails(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        mlm(*arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+ARCHITECTURES = {
+    "Bert": SHAPE | NO_DROPOUT | {"max_position_embeddings": 48},
+    "Roberta": SHAPE | NO_DROPOUT | {"max_position_embeddings": 42, "pad_token_id": 1},
+    "DebertaV2": SHAPE
+    | NO_DROPOUT
+    | {"max_position_embeddings": 48, "relative_attention": True, "pos_att_type": ["p2c"]},
+    "DistilBert": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 48,
+        "max_position_embeddings": 48,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+}
+
+
+def save_architecture(name: str, folder: Path, place: Path, **changes) -> Path:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**({"vocab_size": 128} | ARCHITECTURES[name] | changes))
+    getattr(transformers, f"{name}ForMaskedLM")(config).save_pretrained(folder)
+    for path in (place / "tokenizer").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+OPTIONS = ("--pack-tokens", "256", "--threads", "1", "--evaluations", "2", "--precision", "float32")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model/model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "DebertaV2", "DistilBert"])
+def test_any_masked_language_model_is_continued(name, place, there, capsys):
+    folder = save_architecture(name, there / "model", place)
+    run = ("train", place / "store", "--model", folder, *OPTIONS, "--checkpoint-every", "2steps")
+    mlm(*run, "--out", there / "whole", "--budget", "4steps")
+    said = capsys.readouterr().err
+    assert f"{name}ForMaskedLM" in said and "gentle on a model that is continued: --optimizer adamw" in said
+    assert "step 0: held-out loss" in said and "loads with transformers" in said
+    assert "the tokenizer makes" in said and "every position" not in said
+    lines = read_metrics(there / "whole/metrics.jsonl")
+    assert lines[0]["step"] == 0 and lines[-1]["step"] == 4 and lines[-1]["valid_loss"] < lines[0]["valid_loss"]
+    # stopped at a checkpoint and continued, it is the same to the last bit
+    mlm(*run, "--out", there / "parts", "--budget", "4steps")
+    for later in (there / "parts/checkpoints").glob("step-4"):
+        (later / "manifest.json").unlink()
+    mlm(*run, "--out", there / "parts", "--budget", "4steps")
+    assert "continuing at step 2" in capsys.readouterr().err
+    one, two = weights(there / "whole"), weights(there / "parts")
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    model = AutoModelForMaskedLM.from_pretrained(there / "parts/model")
+    assert type(model).__name__ == f"{name}ForMaskedLM"
+    mlm("evaluate", there / "parts", "--json")
+    assert json.loads(capsys.readouterr().out)["loss"] < 5
+    mlm("fill", there / "parts", "the [MASK] sat", "--json")
+    assert len(json.loads(capsys.readouterr().out)["masks"][0]["candidates"]) == 5
+
+
+@pytest.mark.parametrize("name", ["own_models:build", "own_models:xt"])
+def test_a_module_of_the_users_own(name, place, there, capsys):
+    if name.endswith("xt"):
+        pytest.importorskip("x_transformers")
+    run = ("train", place / "store", "--model", name, *OPTIONS, "--checkpoint-every", "2steps")
+    mlm(*run, "--out", there / "whole", "--budget", "4steps")
+    said = capsys.readouterr().err
+    assert "for a module of your own: --optimizer adamw" in said and "passes through its output head" not in said
+    mlm(*run, "--out", there / "parts", "--budget", "4steps")
+    (there / "parts/checkpoints/step-4/manifest.json").unlink()
+    mlm(*run, "--out", there / "parts", "--budget", "4steps")
+    one, two = weights(there / "whole"), weights(there / "parts")
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    for command in (("evaluate", there / "whole"), ("fill", there / "whole", "a [MASK]")):
+        assert f"no code is run because a folder names it; add --factory {name}" in fails(capsys, *command)
+    mlm("evaluate", there / "whole", "--json", "--factory", name)
+    assert json.loads(capsys.readouterr().out)["loss"] < 6
+    mlm("fill", there / "whole", "a [MASK]", "--json", "--factory", name)
+    assert json.loads(capsys.readouterr().out)["masks"]
+    assert "does not fit what own_models:other_shape makes" in fails(
+        capsys, "fill", there / "whole", "a [MASK]", "--factory", "own_models:other_shape"
+    )
+    assert "which transformers has no class for" in fails(capsys, "export", there / "whole", there / "out")
+    assert "holds the weights of a module of your own" in fails(
+        capsys, "train", place / "store", "--model", there / "whole/model", "--out", there / "next"
+    )
+
+
+def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
+    bert = save_architecture("Bert", there / "bert", place)
+    small = save_architecture("Bert", there / "small", place, vocab_size=70)
+    headless, broken = (
+        save_architecture("Bert", there / "headless", place),
+        save_architecture("Bert", there / "nan", place),
+    )
+    config = json.loads((headless / "config.json").read_text())
+    (headless / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    damaged = load_file(broken / "model.safetensors")
+    next(iter(damaged.values())).view(-1)[0] = float("nan")
+    save_file(damaged, broken / "model.safetensors", metadata={"format": "pt"})
+    text = place / "corpus.txt"
+    cases = [
+        ((text, "--model", "falls:build"), "the module falls does not import (ModuleNotFoundError"),
+        ((text, "--model", "own_models:absent"), "own_models has no function absent"),
+        ((text, "--model", "own_models:broken"), "own_models has no function broken"),
+        ((text, "--model", "own_models:nothing"), "returned int, which is no nn.Module"),
+        ((text, "--model", "own_models:other_arguments"), "cannot be called as factory(num_tokens=…"),
+        ((text, "--model", "own_models:other_shape"), "returns logits (2, 16, 8) for ids (2, 16)"),
+        ((text, "--model", "enormous"), "is neither a preset (tiny, mini, small, base, large) nor a folder"),
+        ((text, "--model", small), "tokens and the model 70, so some ids would have no embedding"),
+        ((text, "--model", headless), "type 'gpt2', which is no masked language model"),
+        ((text, "--model", broken), "is not finite; take another export of it"),
+        ((text, "--model", bert, "--seq-len", "64"), "seq_len 64 exceeds max_position_embeddings 48"),
+        ((text, "--model", bert, "--tokenizer", "bpe"), "--tokenizer bpe is not the tokenizer of"),
+        ((text, "--model", bert, "--keep", there / "none.txt"), "none.txt"),
+        ((text, "--extend-vocabulary", "9"), "is for a model that has a vocabulary already"),
+        ((text, "--model", "own_models:build", "--extend-vocabulary", "9"), "so pass --vocab-size"),
+        ((place / "store", "--model", bert, "--extend-vocabulary", "9"), "is settled by the store"),
+        ((text, "--device", "cuda:31"), "--device cuda:31 is not there; this machine has cpu"),
+        ((text, "--device", "tpu"), "--device 'tpu' is unknown; choose auto, cpu, cuda"),
+    ]
+    for arguments, expected in cases:
+        said = fails(capsys, "train", *arguments, "--out", there / "run", "--budget", "1steps")
+        assert expected in said, (arguments, said)
+        assert not (there / "run").exists()
+
+
+def test_a_name_of_the_hub_is_asked_for_last(place, there, capsys, monkeypatch):
+    folder = save_architecture("Bert", there / "downloaded", place)
+    asked = []
+    monkeypatch.setattr("mlm_pytorch.cli.starting.fetch_masked_lm", lambda name: asked.append(name) or folder)
+    mlm(
+        "train", place / "store", "--model", "someone/some-bert", "--out", there / "run", "--budget", "1steps", *OPTIONS
+    )
+    assert asked == ["someone/some-bert"] and "someone/some-bert: BertForMaskedLM" in capsys.readouterr().err
+
+    def missing(name):
+        raise ValueError("someone/none is not on the Hub; check the name")
+
+    monkeypatch.setattr("mlm_pytorch.cli.starting.fetch_masked_lm", missing)
+    said = fails(capsys, "train", place / "store", "--model", "someone/none", "--out", there / "other")
+    assert "no model of the Hub: someone/none is not on the Hub" in said
