@@ -1,6 +1,7 @@
 """`mlm train`: put the rooms together, a store, a model, and the loop that brings them to each other."""
 
 import dataclasses
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
@@ -57,6 +58,10 @@ Learning = FlatLearner | RowsLearner
 def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
+    # Packs differ in shape, and both oneDNN and torch's layer above it (ideep) keep the products of the last 1,024
+    # shapes, up to half a megabyte each: memory would grow for thousands of steps, and not one would be faster.
+    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(capacity, "64")  # read once, at the first matrix product
     world = World.from_environment()
     copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
     if world.size == 1:
