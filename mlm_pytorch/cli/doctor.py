@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import printable
 from mlm_pytorch.cli.options import DoctorConfig
 from mlm_pytorch.doctor.examination import Report, examine
@@ -28,6 +29,7 @@ def doctor_command(config: DoctorConfig) -> None:
         ValueError: nothing to look at.
         SystemExit: 1, where anything is red.
     """
+    keep_few_shapes()
     with Display() as display:
         report = examine(config, display.say if not config.json else lambda _: None)
     if config.json:

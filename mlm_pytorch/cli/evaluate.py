@@ -1,7 +1,6 @@
 """`mlm evaluate`: one ruler for all models, one table, or one JSON object a model."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import OpenedModel, open_model, printable
 from mlm_pytorch.cli.options import EvaluateConfig
 from mlm_pytorch.cli.train import held_out
@@ -44,10 +44,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
         raise ValueError("--probe-finetune needs a task; name --probe-train and --probe-test")
     pairs = read_minimal_pairs(config.minimal_pairs) if config.minimal_pairs else None
     task = read_task(config.probe_train, config.probe_test) if config.probe_train and config.probe_test else None
-    # Packs differ in their number of targets, and both oneDNN and torch's layer above it (ideep) keep the products of
-    # the last 1,024 shapes, up to half a megabyte each: memory would grow for the first 10 MB of text.
-    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(capacity, "16")  # read once, at the first matrix product
+    keep_few_shapes(16)  # the least growth over a corpus, and a corpus is read once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = []
     for folder in config.models:

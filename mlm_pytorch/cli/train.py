@@ -1,7 +1,6 @@
 """`mlm train`: put the rooms together, a store, a model, and the loop that brings them to each other."""
 
 import dataclasses
-import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from mlm_pytorch.adaptation import Extension, extend_embeddings
 from mlm_pytorch.cli.adapting import Adaptation, kept_packs, read_adaptation
 from mlm_pytorch.cli.learners import FlatLearner, RowsLearner, make_learner
+from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import printable, sample_pieces
 from mlm_pytorch.cli.prepare import described, prepare_corpus
 from mlm_pytorch.cli.starting import FactoryStart, ModelStart, Start, find_start, restart, sizes_for, width_of
@@ -58,10 +58,7 @@ Learning = FlatLearner | RowsLearner
 def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
-    # Packs differ in shape, and both oneDNN and torch's layer above it (ideep) keep the products of the last 1,024
-    # shapes, up to half a megabyte each: memory would grow for thousands of steps, and not one would be faster.
-    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(capacity, "64")  # read once, at the first matrix product
+    keep_few_shapes()
     world = World.from_environment()
     copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
     if world.size == 1:

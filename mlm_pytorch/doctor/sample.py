@@ -37,7 +37,7 @@ KEEP_CHARACTERS, KEEP_DOCUMENTS = 1 << 24, 40_000
 LONGEST_KEPT = 1 << 18  # characters of one document
 REPEATED_CHARACTERS = 40  # shorter texts ("Yes.", "Chapter 1") repeat in any corpus
 REPEATED_IDS = 16
-HASHES = 1 << 19  # hashes held while repeats are counted
+HASHES = 1 << 17  # hashes held while repeats are counted
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / φ: its multiples fall as evenly as numbers can
 
