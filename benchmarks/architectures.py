@@ -3,7 +3,7 @@
 For each, a small model with random weights goes through `MLM` twice, dense and sparse. Logits at selected positions and
 the gradients of all weights must agree to 1e-4.
 
-    python benchmarks/architectures.py          # writes docs/architectures.md and benchmarks/results/architectures.json
+    python benchmarks/architectures.py          # writes docs/results/architectures.md and benchmarks/results/architectures.json
     python benchmarks/architectures.py bert xlm # prints these only
 """
 
@@ -259,7 +259,7 @@ def main(names: list[str]) -> None:
         from machine import versions, write_result
 
         write_result("architectures", {"versions": versions("torch", "transformers"), "architectures": rows})
-        page = Path(__file__).parents[1] / "docs" / "architectures.md"
+        page = Path(__file__).parents[1] / "docs" / "results" / "architectures.md"
         page.parent.mkdir(exist_ok=True)
         page.write_text(table(rows))
 

@@ -234,7 +234,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     """Put the table of defects where the documentation has its place for it."""
     lines = ["| what should hold | whose | theirs | ours |", "| --- | --- | --- | --- |"]
     lines += [f"| {row['law']} | {row['whose']} | {row['theirs']} | {row['ours']} |" for row in rows]
-    page = HERE.parent / "docs" / "masking.md"
+    page = HERE.parent / "docs" / "how" / "masking.md"
     before, rest = page.read_text().split(TABLE_BEGINS)
     page.write_text(before + TABLE_BEGINS + "\n\n" + "\n".join(lines) + "\n\n" + TABLE_ENDS + rest.split(TABLE_ENDS)[1])
 

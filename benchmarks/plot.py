@@ -1,4 +1,4 @@
-"""Draw the loss of runs over time: `python benchmarks/plot.py docs/demo.svg runs/demo` (needs the extra `plots`)."""
+"""Draw the loss of runs over time: `python benchmarks/plot.py docs/images/demo.svg runs/demo` (needs the extra `plots`)."""
 
 import argparse
 import json

@@ -8,7 +8,7 @@ demand by minimal pairs (a sample of BLiMP's dev half, spread over all paradigms
     python benchmarks/recipes.py --list                                     # the levers
     python benchmarks/recipes.py --budget 10m --seeds 0 1 2 final adamw     # some; needs the folder `shared`
     python benchmarks/recipes.py --budget 614Ktokens --options "--model tiny"      # all: a first screening
-    python benchmarks/recipes.py --table                                    # writes docs/recipes.md from the results
+    python benchmarks/recipes.py --table                                    # writes docs/results/recipes.md from the results
 
 What `results/recipes.json` holds already is not run again, and a run that was stopped continues. The load of the
 machine is recorded beside each figure: above about one process per core, a budget of time was not the variant's own.
@@ -31,7 +31,7 @@ from machine import RESULTS, machine, write_result
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 CORPUS = SHARED / "data" / "mix10m"
-PAGE = ROOT / "docs" / "recipes.md"
+PAGE = ROOT / "docs" / "results" / "recipes.md"
 BEGIN, END = "<!-- results: benchmarks/recipes.py --table -->", "<!-- end of results -->"
 
 
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "mlm-recipes")
     parser.add_argument("--keep", action="store_true", help="keep the runs in --scratch")
     parser.add_argument("--list", action="store_true", help="show the variants")
-    parser.add_argument("--table", action="store_true", help="write the results into docs/recipes.md")
+    parser.add_argument("--table", action="store_true", help="write the results into docs/results/recipes.md")
     arguments = parser.parse_args()
     unknown = set(arguments.variants) - set(VARIANTS)
     if unknown:

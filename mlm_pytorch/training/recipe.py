@@ -1,6 +1,6 @@
 """What a run is trained with where its options were left open: chosen from budget, device and corpus.
 
-`docs/recipes.md` holds the measurements behind these choices, and says where there are none yet.
+`docs/results/recipes.md` holds the measurements behind these choices, and says where there are none yet.
 """
 
 from dataclasses import asdict, dataclass
