@@ -1,5 +1,6 @@
 # make demo   set everything up and run the main job
 # make test   set everything up and pass the tests
+# make release-check   build what would be released, and use it where the repository is not
 #
 # Needs Python >= 3.11 and make (GNU make 3.81, which macOS ships, is enough); everything else goes into .venv.
 
@@ -20,10 +21,10 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 COVERAGE   := --cov --cov-report=term --cov-fail-under=85
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format release-check clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1: /'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1: /'
 
 demo: $(VENV)/.installed ## set up, then pretrain on Python's own standard library and fill in masks
 	@echo "==> mlm demo $(ARGS)"
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed-lint ## check style (ruff) and types (pyright)
 format: $(VENV)/.installed-lint ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+release-check: $(VENV)/.created ## build wheel and sdist, and use them outside the repository (minutes; installs anew)
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python .ci/release_check.py $(ARGS)
 
 clean: ## remove .venv and what tools left behind (never runs/)
 	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .hypothesis .pytest_cache .ruff_cache
