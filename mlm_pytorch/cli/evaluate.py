@@ -15,7 +15,7 @@ from rich.text import Text
 from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import OpenedModel, open_model, printable
 from mlm_pytorch.cli.options import EvaluateConfig
-from mlm_pytorch.cli.train import held_out
+from mlm_pytorch.cli.store import held_out
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.packing import Pack, sequential_packs
 from mlm_pytorch.data.store import MANIFEST, TokenStore

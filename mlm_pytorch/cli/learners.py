@@ -147,6 +147,9 @@ class RowsLearner(Learner):
         return "loads with transformers" if self.factory is None else f"is opened with --factory {self.factory[0]}"
 
 
+Learning = FlatLearner | RowsLearner
+
+
 def make_learner(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -155,7 +158,7 @@ def make_learner(
     sample: Sequence[Sequence[int]],
     factory: tuple[str, Sizes] | None,
     say: Callable[[str], None],
-) -> FlatLearner | RowsLearner:
+) -> Learning:
     """The learner of a model on its device.
 
     Args:

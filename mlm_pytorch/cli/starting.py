@@ -31,17 +31,11 @@ class PresetStart:
     """A new built-in encoder of a named shape."""
 
     name: str
-    is_continued = False
 
     @property
     def trained_at(self) -> Preset:
         """The preset whose lengths and batches are the default."""
         return PRESETS[self.name]
-
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        """Where the tokenizer lies that the model needs; None where any will do."""
-        return None
 
     @property
     def longest(self) -> int | None:
@@ -64,17 +58,11 @@ class ModelStart:
     folder: Path
     model: nn.Module
     tokenizer: Tokenizer
-    is_continued = True
 
     @property
     def trained_at(self) -> Preset:
         """The preset whose lengths and batches are the default: the largest that is no wider than the model."""
-        return _preset_as_wide(width_of(self.model))
-
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        """Where the tokenizer lies that the model needs; None where any will do."""
-        return self.folder
+        return preset_as_wide(width_of(self.model))
 
     @property
     def longest(self) -> int | None:
@@ -105,8 +93,6 @@ class FactoryStart:
 
     name: str
     factory: Factory
-    is_continued = False
-    tokenizer_folder = None
     longest = None
 
     @property
@@ -190,7 +176,8 @@ def width_of(model: nn.Module) -> int:
     return max(tables, default=768)
 
 
-def _preset_as_wide(width: int) -> Preset:
+def preset_as_wide(width: int) -> Preset:
+    """The largest preset that is no wider than so much."""
     fitting = [shape for shape in PRESETS.values() if shape.hidden_size <= width]
     return fitting[-1] if fitting else PRESETS["tiny"]
 
@@ -206,3 +193,14 @@ def restart(name: str, model_of_checkpoint: Path, store: TokenStore) -> tuple[nn
     if not is_factory_name(name):
         raise ValueError(f"the run trains a module of your own; repeat --model module:factory, not {name!r}")
     return load_built(model_of_checkpoint, name), (name, sizes_for(store.special, store.seq_len))
+
+
+def check_lengths(seq_len: int, longest: int | None, pack_tokens: int) -> None:
+    """Raise ValueError for pieces that are longer than the model takes, or than a pack."""
+    if longest is not None and seq_len > longest:
+        raise ValueError(
+            f"seq_len {seq_len} exceeds max_position_embeddings {longest}; "
+            "lower --seq-len or choose a model with longer positions"
+        )
+    if seq_len > pack_tokens:
+        raise ValueError(f"seq_len {seq_len} exceeds the {pack_tokens} tokens of a pack; raise --pack-tokens")

@@ -8,7 +8,7 @@ import torch
 
 from mlm_pytorch.doctor.findings import Finding
 from mlm_pytorch.encoder import EncoderConfig
-from mlm_pytorch.training.trainer import native_precision
+from mlm_pytorch.training.step import autocast_dtype, native_precision
 
 LONG_ON_CPU = 512  # tokens of a piece above which attention on a CPU computes its weights twice
 
@@ -37,9 +37,7 @@ class Setup:
     @property
     def autocast(self) -> torch.dtype | None:
         """The dtype of matrix products; None for float32."""
-        if self.precision == "bf16":
-            return torch.bfloat16
-        return native_precision(self.device) if self.precision == "auto" else None
+        return autocast_dtype(self.precision, self.device)
 
 
 def check_setup(setup: Setup, lengths: np.ndarray | None = None) -> list[Finding]:

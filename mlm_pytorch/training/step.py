@@ -89,6 +89,17 @@ def native_precision(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products that `--precision` means on a device; None for float32.
+
+    >>> autocast_dtype("bf16", torch.device("cpu"))
+    torch.bfloat16
+    """
+    if precision == "auto":
+        return native_precision(device)
+    return torch.bfloat16 if precision == "bf16" else None
+
+
 class TrainingStep:
     """Takes optimizer steps of a model on micro-batches whose loss `loss` computes.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from mlm_pytorch.data.batches import Position
@@ -32,7 +31,7 @@ from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tens
 from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
 from mlm_pytorch.training.reporting import NOTHING_MORE, Reporter, Watch
 from mlm_pytorch.training.schedule import Budget
-from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, native_precision
+from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, autocast_dtype
 from mlm_pytorch.training.stopping import Stopping
 from mlm_pytorch.training.writer import CheckpointWriter, Export
 
@@ -129,9 +128,7 @@ class Trainer:
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
         self.evaluate, self.load, self.display, self.watch, self.lr = evaluate, load, display, watch, lr
         self.device = next(model.parameters()).device
-        self.autocast = native_precision(self.device) if config.precision == "auto" else None
-        if config.precision == "bf16":
-            self.autocast = torch.bfloat16
+        self.autocast = autocast_dtype(config.precision, self.device)
         self.keep, self.measure_first, self.world = keep, measure_first, world or World()
         self.parallel = Parallel(model, config.parallel, self.world, shard_ranks=config.shard_ranks)
         self.optimizers = build_optimizers(
