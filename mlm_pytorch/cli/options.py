@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mlm_pytorch.data.options import CorpusOptions
-from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.config import OptimizerName, Precision, SelectionName, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class DoctorConfig(CorpusOptions):
     """Tokens of one pack. By default the preset's."""
     packs_per_step: int | None = None
     """Packs of one optimizer step. By default that of mlm train, and with --ranks one for each rank."""
-    selection: Literal["tokens", "words", "spans", "ngrams", "balanced"] = "tokens"
+    selection: SelectionName = "tokens"
     """What is predicted together."""
     mask_prob: float = TrainConfig.mask_prob
     """Share of tokens to predict."""
@@ -174,9 +174,9 @@ class DoctorConfig(CorpusOptions):
     """Among the selected tokens, the share that is not shown as it is."""
     random_token_prob: float = TrainConfig.random_token_prob
     """Among the selected tokens, the share shown as a random token."""
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: OptimizerName = "muon"
     """Muon for the matrices with AdamW for the rest, or AdamW for all."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     """Precision of matrix products."""
     trial_seconds: float = 10.0
     """How long to train on the sample, for the forecast. 0 leaves it out."""

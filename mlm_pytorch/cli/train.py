@@ -242,5 +242,12 @@ def _learner(
         factory=factory,
         say=display.say,
     )
+    if config.recompute:
+        if not isinstance(model, Encoder):
+            raise ValueError(
+                f"--recompute is for the built-in encoder (presets and ModernBERT's), not {type(model).__name__}; "
+                "leave it out, or lower --pack-tokens"
+            )
+        model.model.recompute = True
     check_lengths(store.seq_len, learner.longest, pack_tokens_of(config, model))
     return learner

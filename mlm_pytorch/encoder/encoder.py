@@ -250,7 +250,9 @@ class Trunk(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.recompute = False  # layers' activations in backward instead of keeping them: long contexts in less memory
+        self.recompute = (
+            False  # layers' activations in backward instead of keeping them, as mlm train --recompute has it
+        )
 
     def compile_layers(self, **options: Any) -> None:
         """Let `torch.compile` fuse what stands around attention; `options` are its own.

@@ -19,7 +19,11 @@ from mlm_pytorch.training.trackers import TrackerName, choose_trackers
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
 MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep_checkpoints", "keep_every", "threads", "device"})
-MAY_CHANGE |= {"encoding_errors", "engine", "workers", "parallel", "shard_ranks", "stop_before", "track"}
+MAY_CHANGE |= {"encoding_errors", "engine", "workers", "parallel", "shard_ranks", "stop_before", "track", "recompute"}
+
+SelectionName = Literal["tokens", "words", "spans", "ngrams", "balanced"]
+OptimizerName = Literal["muon", "adamw"]
+Precision = Literal["auto", "bf16", "float32"]
 
 # What is left open is this, unless the model calls for something else (`training.gentle`).
 FROM_SCRATCH: dict[str, Any] = {"optimizer": "muon", "warmup": 0.02, "decay": 0.6}
@@ -53,7 +57,7 @@ class TrainConfig(CorpusOptions):
     """The same from --ramp on; in between it moves in equal treads. By default as many as at the start."""
     ramp: float = 0.5
     """Share of the budget over which the number of packs moves."""
-    selection: Literal["tokens", "words", "spans", "ngrams", "balanced"] = "tokens"
+    selection: SelectionName = "tokens"
     """What is predicted together: single tokens, whole words, spans, n-grams of words, or each token in its turn."""
     mask_prob: float = 0.30
     """Share of tokens to predict at the start."""
@@ -65,7 +69,7 @@ class TrainConfig(CorpusOptions):
     """Among the selected tokens, the share that is not shown as it is."""
     random_token_prob: float = 0.0
     """Among the selected tokens, the share shown as a random token."""
-    optimizer: Literal["muon", "adamw"] | None = None
+    optimizer: OptimizerName | None = None
     """Muon for the matrices with AdamW for the rest, or AdamW for all. By default Muon for a preset, AdamW for all
     other models."""
     lr: float | None = None
@@ -90,7 +94,7 @@ class TrainConfig(CorpusOptions):
     ema: float = 0.0
     """Keep an exponential mean of the weights with this decay (0.999, say), measure it as well, and export it in place
     of the last weights. 0 turns it off."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     """Precision of matrix products. auto: bf16 where the hardware computes it natively."""
     seed: int = 0
     """Seed of weights, order and masks."""
@@ -106,6 +110,9 @@ class TrainConfig(CorpusOptions):
     """Save and stop when so much time has passed since the command's start: 3h50m. The same command continues."""
     track: tuple[TrackerName, ...] = ()
     """Where curves are drawn: tensorboard (by default, where it is installed), wandb, none."""
+    recompute: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: about a third slower, and long
+    contexts take less memory. For the built-in encoder."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"

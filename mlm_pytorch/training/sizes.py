@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.encoder import PRESETS, num_parameters, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, num_parameters, preset
 from mlm_pytorch.training.device import free_memory
 from mlm_pytorch.training.micro_batches import MicroBatches, halve
 from mlm_pytorch.training.step import Loss
@@ -53,13 +53,29 @@ def activation_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.d
     """What one forward leaves behind for backward, and how many slots of tokens it took, of a small part of `batch`.
 
     Counts every storage that autograd keeps, once, parameters left out. Costs one forward over about `SAMPLE_TOKENS`
-    tokens; random state and gradients stay as they were.
+    tokens, two where layers are computed again in backward; random state and gradients stay as they were.
     """
     while batch.input_ids.numel() > SAMPLE_TOKENS:
         try:
             batch = max(halve(batch), key=lambda part: part.num_targets)
         except ValueError:  # one long piece
             break
+    tokens = batch.input_ids.numel()
+    if not (isinstance(model, Encoder) and model.model.recompute):
+        return _kept_bytes(model, loss, batch, autocast), tokens
+    # Autograd keeps nothing of such a layer but its input, and in backward all of one layer after the other.
+    trunk, num_layers = model.model, model.config.num_hidden_layers
+    outside = _kept_bytes(model, loss, batch, autocast)
+    trunk.recompute = False
+    try:
+        layer = (_kept_bytes(model, loss, batch, autocast) - outside) // num_layers
+    finally:
+        trunk.recompute = True
+    inputs = num_layers * tokens * model.config.hidden_size * next(model.parameters()).element_size()
+    return outside + inputs + layer, tokens
+
+
+def _kept_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.dtype | None) -> int:
     device = next(model.parameters()).device
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -79,7 +95,7 @@ def activation_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.d
         ):
             loss(model, batch)
     model.train(was_training)
-    return sum(kept.values()), batch.input_ids.numel()
+    return sum(kept.values())
 
 
 def plan(

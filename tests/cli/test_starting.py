@@ -236,6 +236,7 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         ((text, "--extend-vocabulary", "9"), "is for a model that has a vocabulary already"),
         ((text, "--model", "own_models:build", "--extend-vocabulary", "9"), "so pass --vocab-size"),
         ((place / "store", "--model", bert, "--extend-vocabulary", "9"), "is settled by the store"),
+        ((text, "--model", bert, "--recompute"), "is for the built-in encoder (presets and ModernBERT's), not Bert"),
         ((text, "--device", "cuda:31"), "--device cuda:31 is not there; this machine has cpu"),
         ((text, "--device", "tpu"), "--device 'tpu' is unknown; choose auto, cpu, cuda"),
     ]
@@ -243,6 +244,17 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         said = fails(capsys, "train", *arguments, "--out", there / "run", "--budget", "1steps")
         assert expected in said, (arguments, said)
         assert not (there / "run").exists()
+
+
+def test_activations_may_be_computed_again_from_one_sitting_to_the_next(place, there, capsys):
+    run = ("train", place / "store", "--model", "tiny", *OPTIONS, "--checkpoint-every", "2steps", "--budget", "4steps")
+    mlm(*run, "--out", there / "kept")
+    mlm(*run, "--out", there / "again", "--recompute")
+    (there / "again/checkpoints/step-4/manifest.json").unlink()
+    mlm(*run, "--out", there / "again")
+    assert "continuing at step 2" in capsys.readouterr().err
+    one, two = weights(there / "kept"), weights(there / "again")
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_a_name_of_the_hub_is_asked_for_last(place, there, capsys, monkeypatch):

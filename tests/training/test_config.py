@@ -1,9 +1,12 @@
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
 
-from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.masking import SELECTIONS
+from mlm_pytorch.objective.packs import BALANCED
+from mlm_pytorch.training.config import SelectionName, TrainConfig
 
 
 def config(**changes) -> TrainConfig:
@@ -22,6 +25,10 @@ def test_yaml_is_read_safely():
         TrainConfig.from_yaml(config().to_yaml() + "hush: 1\n")
     with pytest.raises(Exception, match="could not determine a constructor"):
         TrainConfig.from_yaml("!!python/object/apply:os.system ['true']")
+
+
+def test_every_selection_can_be_named():
+    assert typing.get_args(SelectionName) == (*SELECTIONS, BALANCED)
 
 
 def test_differences_name_the_fields_and_let_some_change():

@@ -43,6 +43,17 @@ def test_activations_grow_with_the_tokens_and_leave_nothing_behind():
     assert all(p.grad is None for p in model.parameters()) and torch.equal(state, torch.get_rng_state())
 
 
+def test_what_is_computed_again_is_not_counted_as_kept():
+    model, loss, batch = parts()
+    kept, tokens = activation_bytes(model, loss, batch, None)
+    model.model.recompute = True
+    less, same = activation_bytes(model, loss, batch, None)
+    assert model.model.recompute
+    # by hand: the two layers' inputs, and one of the layers, are still there
+    assert same == tokens
+    assert kept / 2 < less < kept - 2 * tokens * 32 * 4
+
+
 def test_as_many_packs_at_a_time_as_fit(monkeypatch):
     plenty, model = planned(monkeypatch, 1 << 40, most=1 << 30)
     assert plenty.sizes.together == 8 and "8 at a time, 1 forward a step, about" in plenty.describe(8)
