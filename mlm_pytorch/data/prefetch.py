@@ -5,6 +5,7 @@ they share with the consumer without a copy. `benchmarks/batches.py` measures wh
 lock all the time.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,6 +54,7 @@ def _prefetch(plan: Iterable[S], build: Callable[[S], T], workers: int, ahead: i
     planner = ThreadPoolExecutor(1, "plan", _one_core)
     builders = ThreadPoolExecutor(workers, "build", _one_core)
     pending: deque[Future[T | object]] = deque()
+    python_ends = sys.is_finalizing  # a local name: when Python ends, a module's own are gone
 
     def finish(planned: "Future[S | object]") -> T | object:
         item = planned.result()
@@ -67,8 +69,9 @@ def _prefetch(plan: Iterable[S], build: Callable[[S], T], workers: int, ahead: i
                 return
             yield result  # type: ignore[misc]  # as above
     finally:
-        planner.shutdown(cancel_futures=True)  # whoever waits for a plan learns that none will come
-        builders.shutdown(cancel_futures=True)
+        if not python_ends():  # which has ended the threads already
+            planner.shutdown(cancel_futures=True)  # whoever waits for a plan learns that none will come
+            builders.shutdown(cancel_futures=True)
 
 
 def _one_core() -> None:

@@ -27,10 +27,11 @@ from mlm_pytorch.doctor.ranks import activation_bytes, flops_per_token, model_si
 from mlm_pytorch.doctor.setup import Setup
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_loss
+from mlm_pytorch.training.device import free_memory
 from mlm_pytorch.training.optimizer import build_optimizers
 from mlm_pytorch.training.schedule import Budget
+from mlm_pytorch.training.throughput import measure_peak
 
-MATMUL_SIZE = 1024
 REPEATED_PASSES = 4  # over a corpus; beyond, repetition begins to cost (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
@@ -43,24 +44,9 @@ class Resources:
 
 
 def free_resources(device: torch.device, folder: Path) -> Resources:
-    """What is free now; of memory also what a container allows."""
-    disk = shutil.disk_usage(folder).free
-    if device.type == "cuda":
-        return Resources(torch.cuda.mem_get_info(device)[0], disk)
-    limits = [_meminfo()]
-    allowed, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if allowed.is_file() and used.is_file() and (text := allowed.read_text().strip()).isdigit():
-        limits.append(int(text) - int(used.read_text()))
-    known = [limit for limit in limits if limit is not None and limit > 0]
-    return Resources(min(known, default=1 << 62), disk)
-
-
-def _meminfo() -> int | None:
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+    """What is free now; of memory also what a container allows. Where nothing tells, memory is taken to be enough."""
+    memory = free_memory(device)
+    return Resources(1 << 62 if memory is None else memory, shutil.disk_usage(folder).free)
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ def run_trial(
     longest = int(pieces.lengths(range(len(pieces))).max()) + len(pieces.special.prefix) + len(pieces.special.suffix)  # type: ignore[arg-type]
     sizes = model_sizes(setup.config, setup.optimizer)
     state = 8 * sizes.parameters + sizes.optimizer_bytes
-    rate = matmul_rate(setup.device, setup.autocast or torch.float32)
+    rate = measure_peak(setup.device, setup.autocast or torch.float32)
     mean = pieces.num_tokens / len(pieces)
     flops = flops_per_token(setup.config, mean, setup.mask_prob)
     full = setup.packs_per_step * setup.pack_tokens
@@ -126,18 +112,6 @@ def run_trial(
 
 def _precision(setup: Setup) -> str:
     return "bf16" if setup.autocast else "float32"
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product of this dtype, the best of a few."""
-    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        product = a @ a
-        float(product[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * MATMUL_SIZE**3 / best
 
 
 class _Run:
@@ -322,7 +296,7 @@ def _check_disk(expected: Forecast, free: Resources) -> Finding:
         "Disk is short",
         seen,
         "the run stops when the disk is full",
-        "free some, write the run elsewhere, or keep fewer checkpoints with --keep",
+        "free some, write the run elsewhere, or keep fewer checkpoints with --keep-checkpoints",
         share,
     )
 

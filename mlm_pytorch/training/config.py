@@ -111,8 +111,8 @@ class TrainConfig(CorpusOptions):
     track: tuple[TrackerName, ...] = ()
     """Where curves are drawn: tensorboard (by default, where it is installed), wandb, none."""
     recompute: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them: about a third slower, and long
-    contexts take less memory. For the built-in encoder."""
+    """Compute each layer's activations again in the backward pass instead of keeping them: about a third slower, and
+    long contexts take less memory. For the built-in encoder."""
     threads: int | None = None
     """CPU threads. By default as many as there are cores."""
     parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"

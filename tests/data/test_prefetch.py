@@ -1,6 +1,8 @@
 """Prefetching: the same items in the same order, errors where they belong, no thread left behind."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
@@ -97,6 +99,15 @@ def test_leaving_while_the_plan_is_slow_cancels_what_waits_for_it():
     next(items)
     items.close()
     assert len(built) <= 2
+
+
+def test_a_program_may_end_without_closing_it():
+    program = (
+        "import itertools; from mlm_pytorch.data.prefetch import prefetch; "
+        "items = prefetch(itertools.count(), str); print(next(items))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 2), (1, -1)])

@@ -82,7 +82,7 @@ def test_a_fault_in_one_document_of_a_hundred_is_found(plant, tokenizer_folder, 
 
 
 def test_a_clean_corpus_has_nothing_red_and_little_yellow(write, texts, monkeypatch):
-    monkeypatch.setattr("mlm_pytorch.doctor.trial.matmul_rate", lambda device, dtype: 1e12)  # however busy the machine
+    monkeypatch.setattr("mlm_pytorch.doctor.trial.measure_peak", lambda device, dtype: 1e12)  # however busy the machine
     report = look(write(texts), trial_seconds=1.0, model="tiny")
     assert report.level != "red", report.findings
     assert {f.check for f in report.findings if f.level == "yellow"} <= {
