@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlm_pytorch.doctor.findings import Finding, level_of, shortened
-from mlm_pytorch.doctor.sample import REPEATED_CHARACTERS, Repeats, Sample
+from mlm_pytorch.doctor.repeats import REPEATED_CHARACTERS, Repeats
+from mlm_pytorch.doctor.sample import Sample
 
 OPENING = 48  # characters in which documents begin alike
 _DIGITS = re.compile(r"\d+")

@@ -1,14 +1,14 @@
 """The whole examination: read a sample, look at text and tokens, mask some of it, try a few steps, plan for ranks.
 
-_read:      options -> what was read (`Sample`), of files, a mixture or a store
-_tokenizer: options, sample -> Tokenizer, or the finding that says why there is none
-examine:    DoctorConfig -> Report
+read_material: options -> what was read, of files, a mixture or a store   (`material`)
+_tokenizer:    options, what was read -> Tokenizer, or the finding that says why there is none
+examine:       DoctorConfig -> Report
 """
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import numpy as np
 import torch
 
 from mlm_pytorch.cli.options import DoctorConfig
-from mlm_pytorch.data.files import find_files
-from mlm_pytorch.data.mixture import parse_mix
-from mlm_pytorch.data.store import MANIFEST, TokenStore
+from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import (
     Tokenizer,
     choose_vocab_size,
@@ -28,22 +26,13 @@ from mlm_pytorch.data.tokenizer import (
     train_tokenizer,
 )
 from mlm_pytorch.data.tokenizer.content import kind_of_content
-from mlm_pytorch.doctor.corpus import Part, check_corpus, check_duplicates, check_leak, check_mixture
 from mlm_pytorch.doctor.findings import Finding, Level, by_gravity, worst
 from mlm_pytorch.doctor.fit import check_text_fit
 from mlm_pytorch.doctor.languages import check_languages
 from mlm_pytorch.doctor.masks import MaskedSample, masked_samples, pieces_of
+from mlm_pytorch.doctor.material import Material, read_material, with_text
 from mlm_pytorch.doctor.ranks import RankPlan, check_ranks, plan_ranks
-from mlm_pytorch.doctor.sample import (
-    READ_BYTES,
-    Repeats,
-    Sample,
-    count_repeats,
-    draw_sample,
-    held_out_hashes,
-    merge_samples,
-    sample_store,
-)
+from mlm_pytorch.doctor.sample import Sample
 from mlm_pytorch.doctor.setup import Setup, check_entries, check_setup
 from mlm_pytorch.doctor.text import check_texts
 from mlm_pytorch.doctor.tokens import (
@@ -61,7 +50,6 @@ from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.tokens import SpecialTokens, WordTable
 from mlm_pytorch.training.config import TrainConfig
 
-REPEATS_SECONDS = 4.0  # to look for repeats in a corpus of which only a sample was read
 LEARNED_FROM = 1 << 22  # characters for a tokenizer that stands for the one to be trained
 MASKED_SHOWN = 3
 RANKS_VOCABULARY = 50_368  # ModernBERT's, for a plan without a corpus
@@ -109,7 +97,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
         plans, found = _plans(config, setup)
         return Report({}, None, found, [], None, None, plans, time.monotonic() - started)
     say("reading")
-    material = _read(config)
+    material = read_material(config)
     findings = list(material.findings)
     sample = material.sample
     tokenizer, about, trouble = _tokenizer(config, material)
@@ -117,7 +105,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     say("looking at texts")
     sequences = bool(sample.texts) and kind_of_content(sample.texts[:2000]) in SEQUENCES
     if material.store is not None and tokenizer is not None:
-        sample = _with_text(sample, tokenizer)
+        sample = with_text(sample, tokenizer)
     if sample.texts:
         findings += check_texts(sample.texts, sequences=sequences)
         findings += [] if sequences else check_languages(sample.texts)
@@ -141,109 +129,10 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     return Report(material.read, about, by_gravity(findings), samples, trial, expected, plans, seconds)
 
 
-# -- what is looked at -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Material:
-    sample: Sample
-    findings: list[Finding]
-    read: dict[str, Any]
-    store: TokenStore | None = None
-
-
-def _read(config: DoctorConfig) -> _Material:
-    if config.mix and config.corpus:
-        raise ValueError(
-            f"--mix and the corpus {config.corpus[0]} are both given; name every part with --mix FILE=WEIGHT"
-        )
-    if len(config.corpus) == 1 and (Path(config.corpus[0]) / MANIFEST).is_file():
-        return _read_store(Path(config.corpus[0]))
-    held_out = held_out_hashes(config.valid, config.column, config.split_text) if config.valid else set()
-    reading: dict[str, Any] = {"column": config.column, "split_text": config.split_text}
-    options = reading | {"encoding_errors": config.encoding_errors, "held_out": held_out}
-    findings: list[Finding] = []
-    if config.mix:
-        parts = [parse_mix(part) for part in config.mix]
-        paths = [name for name, _ in parts]
-        samples = [draw_sample([name], read_bytes=READ_BYTES // len(parts), **options) for name in paths]
-        sample = merge_samples(samples, [weight for _, weight in parts])
-        known = zip(parts, samples, strict=True)
-        findings += check_mixture([Part(name, weight, s.documents_estimate) for (name, weight), s in known])
-    else:
-        paths = list(config.corpus)
-        sample = draw_sample(paths, **options)
-    repeats, share = sample.repeats, sample.share_read
-    again = not sample.whole and not any(file.is_stream for file in find_files(paths)[0])
-    if again:
-        more, more_share = count_repeats(paths, REPEATS_SECONDS, held_out=held_out, **reading)
-        if more.documents > repeats.documents:
-            repeats, share = more, more_share
-    findings += [*check_corpus(sample), check_duplicates(repeats, share)]
-    if config.valid:
-        findings.append(check_leak(repeats, share))
-    return _Material(sample, findings, _facts(sample, repeats, again))
-
-
-def _facts(sample: Sample, repeats: Repeats, again: bool) -> dict[str, Any]:
-    names = ("files", "files_read", "bytes_total", "bytes_read", "documents_read", "characters_read", "whole")
-    facts = {name: getattr(sample, name) for name in names}
-    facts |= {"documents_looked_at": len(sample.documents), "documents_estimate": sample.documents_estimate}
-    return facts | ({"documents_read_for_repeats": repeats.documents} if again else {})
-
-
-def _read_store(folder: Path) -> _Material:
-    store = TokenStore.open(folder)
-    info = store.manifest.splits["train"]
-    documents = sample_store(store)
-    sample = Sample(
-        documents=documents,
-        files=len(info.shards),
-        files_read=len(info.shards),
-        bytes_total=None,
-        bytes_read=0,
-        documents_read=len(store),
-        characters_read=store.num_tokens,  # of which each is one "character" of a document of ids
-        whole=True,
-        empty_documents=0,
-        failed=0,
-        failure=None,
-        barren_files=(),
-        skipped_files=(),
-        line_documents=False,
-        repeats=Repeats(),
-    )
-    read = {
-        "store": str(folder),
-        "documents": info.documents,
-        "pieces": info.pieces,
-        "tokens": info.tokens,
-        "pieces_looked_at": len(documents),
-        "whole": False,
-    }
-    return _Material(sample, [], read, store)
-
-
-def _with_text(sample: Sample, tokenizer: Tokenizer) -> Sample:
-    """Pieces of a store, decoded. Ids that stand for themselves have no text."""
-    if _is_numbers(tokenizer):
-        return sample
-    rows = [np.asarray(document.ids).tolist() for document in sample.documents]
-    texts = tokenizer.backend.decode_batch(rows, skip_special_tokens=False)
-    documents = [replace(d, text=text, ids=None) for d, text in zip(sample.documents, texts, strict=True)]
-    return replace(sample, documents=documents)
-
-
-def _is_numbers(tokenizer: Tokenizer) -> bool:
-    """Whether its tokens are ids written out."""
-    tokens = tokenizer.backend.get_vocab(with_added_tokens=False)
-    return all(token.isdecimal() for token in list(tokens)[:100] if not token.startswith("["))
-
-
 # -- with what ---------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: DoctorConfig, material: _Material) -> tuple[Tokenizer | None, str | None, list[Finding]]:
+def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | None, str | None, list[Finding]]:
     """The tokenizer, what it is in words, and what is wrong with it."""
     if material.store is not None:
         return load_tokenizer(material.store.tokenizer_folder), "the store's", []
@@ -363,7 +252,7 @@ def _plans(config: DoctorConfig, setup: Setup) -> tuple[list[RankPlan], list[Fin
 class _Tokens:
     """The part of an examination for which there is a tokenizer."""
 
-    def __init__(self, config: DoctorConfig, material: _Material, tokenizer: Tokenizer, setup: Setup):
+    def __init__(self, config: DoctorConfig, material: Material, tokenizer: Tokenizer, setup: Setup):
         self.config, self.material, self.tokenizer, self.setup = config, material, tokenizer, setup
         self.encoded = encode_sample(tokenizer, material.sample.documents)
         self.words = self._word_table()

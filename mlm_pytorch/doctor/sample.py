@@ -3,7 +3,6 @@
     places:       files -> byte ranges, evenly over the bytes of all files
     Tolerant:     a Corpus that goes on after a record that it cannot read, and counts
     Spread:       documents in -> the ones kept, evenly over those that came
-    Repeats:      documents in -> how many came before, and which of the held-out ones came
     draw_sample:  paths -> Sample
 
 A corpus of up to `READ_BYTES` is read whole. Of a larger one `PLACES` ranges are read: of plain lines from the middle
@@ -14,19 +13,19 @@ of a file as well, of everything else from a file's beginning on. They are read 
 import io
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
+from mlm_pytorch.data.corpus import MAGIC, Corpus, CorpusFile, Document
 from mlm_pytorch.data.files import CODE_SUFFIXES, FORMAT_OF_SUFFIX, PROSE_SUFFIXES, suffixes
 from mlm_pytorch.data.formats.record import Reading
 from mlm_pytorch.data.formats.text import SplitText
 from mlm_pytorch.data.lines import EncodingErrors, Lines, compression_of
 from mlm_pytorch.data.store import TokenStore
+from mlm_pytorch.doctor.repeats import Repeats
 
 READ_BYTES = 1 << 26  # on disk
 READ_CHARACTERS = 1 << 27  # of text, which a compressed file has many times as much of
@@ -35,9 +34,6 @@ READ_SECONDS = 8.0
 PLACES = 64
 KEEP_CHARACTERS, KEEP_DOCUMENTS = 1 << 24, 40_000
 LONGEST_KEPT = 1 << 18  # characters of one document
-REPEATED_CHARACTERS = 40  # shorter texts ("Yes.", "Chapter 1") repeat in any corpus
-REPEATED_IDS = 16
-HASHES = 1 << 17  # hashes held while repeats are counted
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / φ: its multiples fall as evenly as numbers can
 
@@ -50,47 +46,6 @@ class Sampled:
     ids: np.ndarray | None  # (length,) int64 for a document that is token ids
     characters: int  # of the whole text, or ids of the whole sequence
     source: str | None
-
-
-@dataclass
-class Repeats:
-    """Counts repeated documents in bounded memory: of all hashes only an evenly drawn, shrinking share is held.
-
-    All copies of a document have one hash, so of a document that is counted, all copies are.
-    """
-
-    held_out: frozenset[int] = frozenset()
-    modulus: int = 1
-    counts: Counter[int] = field(default_factory=Counter)
-    documents: int = 0  # that were looked at, short ones too
-    found: set[int] = field(default_factory=set)  # of `held_out`
-
-    def add(self, document: Document) -> None:
-        """Look at one document."""
-        self.documents += 1
-        key = document_hash(document)
-        if key is None:
-            return
-        if key in self.held_out:
-            self.found.add(key)
-        if key % self.modulus == 0:
-            self.counts[key] += 1
-            if len(self.counts) > HASHES:
-                self.modulus *= 2
-                self.counts = Counter({k: count for k, count in self.counts.items() if k % self.modulus == 0})
-
-    @property
-    def duplicates(self) -> int:
-        """How many documents repeat an earlier one; an estimate once `modulus` is above 1."""
-        return self.modulus * sum(count - 1 for count in self.counts.values())
-
-
-def document_hash(document: Document) -> int | None:
-    """The same for equal documents; None for those so short that they say nothing when they repeat."""
-    if document.ids is not None:
-        return hash(document.ids.tobytes()) if len(document.ids) >= REPEATED_IDS else None
-    text = document.text.strip()
-    return hash(text) if len(text) >= REPEATED_CHARACTERS else None
 
 
 @dataclass(frozen=True)
@@ -364,7 +319,7 @@ def _is_plain_lines(file: CorpusFile, split_text: SplitText | None) -> bool:
         return False
     with file.path.open("rb") as raw:
         head = raw.read(8)
-    return compression_of(head) is None and not head.startswith((b"PAR1", b"ARROW1", b"\x93NUMPY", b"\xff\xff\xff\xff"))
+    return compression_of(head) is None and not head.startswith(tuple(MAGIC))
 
 
 def count_repeats(
@@ -433,14 +388,3 @@ def sample_store(store: TokenStore, count: int = 5_000) -> list[Sampled]:
     chosen = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64)).tolist()
     pieces = [store.piece(index).astype(np.int64) for index in chosen]
     return [Sampled("", ids, len(ids), None) for ids in pieces]
-
-
-def held_out_hashes(paths: Sequence[str | Path], column: str | None, split_text: SplitText | None) -> set[int]:
-    """`document_hash` of the documents of held-out files, at most `HASHES` of them."""
-    found: set[int] = set()
-    for document in Corpus(paths, column=column, split_text=split_text, encoding_errors="replace"):
-        if (key := document_hash(document)) is not None:
-            found.add(key)
-        if len(found) >= HASHES:
-            break
-    return found

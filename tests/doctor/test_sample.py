@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlm_pytorch.data.formats.record import Document
 from mlm_pytorch.doctor import sample as sampling
-from mlm_pytorch.doctor.sample import Repeats, Spread, count_repeats, draw_sample, merge_samples, places
+from mlm_pytorch.doctor.sample import Spread, count_repeats, draw_sample, merge_samples, places
 
 
 @given(
@@ -56,32 +56,6 @@ def test_spread_keeps_within_bounds_and_from_all_over(count):
         assert len(kept) >= 40
         gaps = np.diff([-1, *kept, count])
         assert gaps.max() <= 6 * count / len(kept)
-
-
-@given(st.lists(st.integers(0, 30), max_size=200))
-def test_repeats_are_counted_exactly_while_they_fit(numbers):
-    repeats = Repeats()
-    for number in numbers:
-        repeats.add(Document(f"a document long enough to count when it repeats, number {number}", None))
-    assert repeats.duplicates == len(numbers) - len(set(numbers))
-    assert repeats.documents == len(numbers)
-
-
-def test_repeats_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr(sampling, "HASHES", 500)
-    repeats = Repeats()
-    for number in range(20_000):
-        repeats.add(Document(f"a document long enough to count when it repeats, number {number % 10_000}", None))
-    assert len(repeats.counts) <= 500
-    assert 0.7 * 10_000 <= repeats.duplicates <= 1.3 * 10_000
-
-
-def test_short_texts_do_not_count_as_repeats():
-    repeats = Repeats()
-    for _ in range(10):
-        repeats.add(Document("Chapter 1", None))
-        repeats.add(Document("", None, np.arange(5)))
-    assert repeats.duplicates == 0
 
 
 @pytest.fixture
