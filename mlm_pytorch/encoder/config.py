@@ -1,0 +1,138 @@
+"""The shape of the built-in encoder, read from and written as a ModernBERT `config.json`."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder, in the words of `transformers.ModernBertConfig`.
+
+    `layer_types` may be left out: then every `global_attn_every_n_layers`-th layer, the first among them, sees the
+    whole piece and the others a window of `local_attention` tokens (half of it on each side).
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+
+    Example:
+        >>> config = EncoderConfig(vocab_size=1024, hidden_size=64, num_hidden_layers=2, num_attention_heads=1)
+        >>> config.layer_types
+        ('full_attention', 'sliding_attention')
+    """
+
+    vocab_size: int = 50368
+    hidden_size: int = 768
+    intermediate_size: int = 1152
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 8192
+    local_attention: int = 128
+    global_attn_every_n_layers: int = 3
+    layer_types: tuple[str, ...] | None = None
+    global_rope_theta: float = 160_000.0
+    local_rope_theta: float = 10_000.0
+    hidden_activation: str = "gelu"
+    classifier_activation: str = "gelu"
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    classifier_bias: bool = False
+    decoder_bias: bool = True
+    tie_word_embeddings: bool = True
+    embedding_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads "
+                f"{self.num_attention_heads}; choose a width of 64 per head"
+            )
+        if self.local_attention % 2:
+            raise ValueError(
+                f"local_attention {self.local_attention} is odd; half of it lies on each side, so make it even"
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}")
+        for name in (self.hidden_activation, self.classifier_activation):
+            if name not in ACTIVATIONS:
+                raise ValueError(f"activation {name!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        types = self.layer_types
+        if types is None:
+            period = self.global_attn_every_n_layers
+            types = tuple(
+                "sliding_attention" if i % period else "full_attention" for i in range(self.num_hidden_layers)
+            )
+        if len(types) != self.num_hidden_layers or set(types) - {"full_attention", "sliding_attention"}:
+            raise ValueError(
+                f"layer_types {types} must name full_attention or sliding_attention for each of "
+                f"{self.num_hidden_layers} layers"
+            )
+        object.__setattr__(self, "layer_types", tuple(types))
+
+    @classmethod
+    def from_huggingface(cls, config: dict[str, Any]) -> "EncoderConfig":
+        """Read a ModernBERT `config.json`, of transformers 4 (`global_rope_theta`, …) or 5 (`rope_parameters`).
+
+        Raises:
+            ValueError: another architecture, attention dropout, or scaled rotary positions.
+        """
+        if config.get("model_type") != "modernbert":
+            raise ValueError(
+                f"model_type {config.get('model_type')!r} is not 'modernbert', the built-in encoder's architecture"
+            )
+        if config.get("attention_dropout"):
+            raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")
+        values = {field.name: config[field.name] for field in fields(cls) if config.get(field.name) is not None}
+        for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+            rope = (config.get("rope_parameters") or {}).get(kind) or {}
+            if rope.get("rope_type", "default") != "default":
+                raise ValueError(f"rope_type {rope['rope_type']!r} is not supported; only 'default' is")
+            if "rope_theta" in rope:
+                values[key] = rope["rope_theta"]
+        if "layer_types" in values:
+            values["layer_types"] = tuple(values["layer_types"])
+        return cls(**values)
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The same as a `config.json`, with the keys of transformers 5 and the older ones beside them."""
+        types = self.layer_types
+        assert types is not None
+        values = asdict(self) | {
+            "architectures": ["ModernBertForMaskedLM"],
+            "model_type": "modernbert",
+            "layer_types": list(types),
+            "attention_dropout": 0.0,
+            "classifier_pooling": "mean",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": self.global_rope_theta},
+                "sliding_attention": {"rope_type": "default", "rope_theta": self.local_rope_theta},
+            },
+            "torch_dtype": "float32",
+            # ModernBERT's own defaults for these lie outside a small vocabulary.
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "cls_token_id": None,
+            "sep_token_id": None,
+        }
+        if any(
+            kind != ("sliding_attention" if i % self.global_attn_every_n_layers else "full_attention")
+            for i, kind in enumerate(types)
+        ):
+            del values["global_attn_every_n_layers"]  # it cannot say what layer_types says
+        return values
