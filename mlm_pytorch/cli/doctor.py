@@ -154,7 +154,9 @@ def _show_forecast(report: Report, console: Console) -> None:
 
 
 def _show_plans(plans: list[RankPlan], console: Console) -> None:
-    table = Table(box=None, padding=(0, 1), title="per rank, reckoned (docs/guides/doctor.md says how)", title_justify="left")
+    table = Table(
+        box=None, padding=(0, 1), title="per rank, reckoned (docs/guides/doctor.md says how)", title_justify="left"
+    )
     heads = ("ranks", "layout", "weights", "gradients", "optimizer", "activations", "total GB")
     for head in (*heads, "sends inside GB", "between nodes GB", "compute ms", "send ms"):
         table.add_column(head, justify="left" if head == "layout" else "right")
