@@ -22,10 +22,8 @@ SHOWN = ("", "text", "diff", "yaml", "json", "bibtex", "html", "toml", "csv", "m
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)^ *(?P=ticks) *$", re.M | re.S
 )
-COMMENT = re.compile(
-    r"^ *<!-- (?P<word>not run|run with|run page with|output not compared|output|exit|save as|setup)\b(?P<said>.*?)-->[ \t]*$",
-    re.M | re.S,
-)
+WORDS = "not run|run with|run page with|output not compared|output|exit|save as|setup"
+COMMENT = re.compile(rf"^ *<!-- (?P<word>{WORDS})\b(?P<said>.*?)-->[ \t]*$", re.M | re.S)
 
 
 @dataclass(frozen=True)

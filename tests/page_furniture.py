@@ -17,6 +17,8 @@ NOUNS = ["cat", "dog", "river", "house", "teacher", "garden", "mountain", "lette
 VERBS = ["sees", "finds", "follows", "paints", "visits", "remembers", "builds", "crosses", "leaves", "likes"]
 ADJECTIVES = ["old", "small", "quiet", "red", "distant", "careful", "wooden", "broken", "bright", "empty"]
 PLACES = ["in the morning", "near the sea", "behind the station", "after the war", "on the mat", "for the first time"]
+FINDINGS = ["cardiomyopathy", "stenosis", "atherosclerosis", "thrombosis", "hypertrophy", "fibrosis", "ischaemia"]
+ORGANS = ["left ventricle", "mitral valve", "aorta", "septum", "coronary artery", "right atrium", "pericardium"]
 
 
 def sentence(draw: random.Random) -> str:
@@ -45,6 +47,11 @@ def corpora(folder: Path) -> None:
     (folder / "corpus.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     (folder / "general.txt").write_text("\n".join(documents(100, 1)) + "\n", encoding="utf-8")
     (folder / "valid.jsonl").write_text(json_lines(documents(40, 2)), encoding="utf-8")
+    notes = [
+        f"{draw.choice(FINDINGS)} of the {draw.choice(ORGANS)}; {draw.choice(FINDINGS)} suspected." for _ in range(200)
+    ]
+    with gzip.open(folder / "notes.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(json_lines(notes))
     (folder / "corpus").mkdir()
     for part in (0, 1):
         (folder / "corpus" / f"part-{part}.jsonl").write_text(json_lines(documents(150, 10 + part)), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Runs the blocks of pages, one process and one folder for each: `python run_pages.py ROOT FOLDER`.
 
-It reads names of pages from standard input and answers each with a line of JSON: `error` (None where all went well) and
-`seconds`. Torch and transformers take seconds to import, so they are imported once, here; each page is a fork of this.
+It reads names of pages from standard input and answers each with a line of JSON: `error` (None where all went well),
+`seconds`, `cpu_seconds`. Torch and transformers take seconds to import, so they are imported once, here; each page is a
+fork of this.
 """
 
 import io
@@ -49,9 +50,12 @@ def _captured(call) -> tuple[str, str | None]:
 
 def _in_this_process(command: str) -> list[str] | None:
     """The arguments of a plain `mlm …`; None where a shell is needed to understand the command."""
-    if not command.startswith("mlm ") or re.search(r"[|;&<>$`]", re.sub(r"'[^']*'|\"[^\"$`]*\"", "", command)):
+    if not command.startswith("mlm "):
         return None
-    return shlex.split(command.replace("\\\n", " "), comments=True)[1:]
+    words = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    arguments = list(words)[1:]
+    return None if any(set(word) <= set("();<>|&") or "$" in word or "`" in word for word in arguments) else arguments
 
 
 class Page:
@@ -64,11 +68,7 @@ class Page:
 
     def run(self, block: Block) -> None:
         """Run a block, or compare it with what the one before printed."""
-        if block.kind == "file":
-            path = Path(block.said["save as"])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.code, encoding="utf-8")
-        elif block.kind == "shown" and "output" in block.said:
+        if block.kind == "shown" and "output" in block.said:
             self._compare(block.code.splitlines(), self.printed)
         elif block.kind == "run":
             self.printed = ""
@@ -148,8 +148,13 @@ def run_page(page: Path, folder: Path, commands: Path) -> str | None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- blocks may draw from the global one
     torch.manual_seed(0)
-    here = Page(commands)
-    for block in blocks(page.read_text(encoding="utf-8")):
+    here, found = Page(commands), blocks(page.read_text(encoding="utf-8"))
+    for block in found:  # at first, since a page may name a file before it shows it
+        if block.kind == "file":
+            path = Path(block.said["save as"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.code, encoding="utf-8")
+    for block in found:
         try:
             here.run(block)
         except BlockFailed as failed:
@@ -199,12 +204,15 @@ def serve(root: Path, folder: Path) -> None:
     furnished.mkdir()
     error = in_a_fork(partial(furnish, furnished))
     for line in sys.stdin:
-        began = time.monotonic()
+        began, spent = time.monotonic(), os.times()
+        before = spent.children_user + spent.children_system
         own = folder / re.sub(r"\W+", "-", line.strip())
         shutil.copytree(furnished, own)
         page = root / line.strip()
         failed = error or in_a_fork(partial(run_page, page, own, commands))
-        print(json.dumps({"error": failed, "seconds": time.monotonic() - began}), file=answers, flush=True)
+        seconds, spent = time.monotonic() - began, os.times()
+        cpu = spent.children_user + spent.children_system - before
+        print(json.dumps({"error": failed, "seconds": seconds, "cpu_seconds": cpu}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
