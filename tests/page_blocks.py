@@ -101,7 +101,7 @@ def blocks(page: str) -> list[Block]:
             elif word == "run page with":
                 everywhere |= dict.fromkeys(replacements(said), False)
             else:
-                waiting[word] = " ".join(said.split())
+                waiting[word] = re.sub(r"\s*\n\s*", " ", said).strip()
             continue
         indent = match["indent"]
         code = "".join(row.removeprefix(indent) for row in match["code"].splitlines(keepends=True))

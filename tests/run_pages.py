@@ -89,7 +89,11 @@ class Page:
                 self._python(Block("python", part, block.line))
 
     def _script(self, block: Block) -> None:
-        self._shell(block.code, int(block.said.get("exit", 0)))
+        lines = block.code.replace("\\\n", " ").splitlines()
+        commands = [line for line in lines if line.strip() and not line.startswith("#")]
+        plain = all(_in_this_process(command) is not None for command in commands)
+        for command in commands if plain else [block.code]:
+            self._command(command, int(block.said.get("exit", 0)))
 
     def _console(self, block: Block) -> None:
         for command, shown in block.commands():
