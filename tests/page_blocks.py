@@ -7,6 +7,7 @@
     <!-- output -->                          what the next block shows is compared with what was printed
     <!-- output not compared: REASON -->     it is not
     <!-- exit: 2 -->                         the commands of the next block end with this code
+    <!-- raises: ValueError -->             the next block, Python, does; the error's message counts as printed
     <!-- save as: FILE -->                   the next block is written to a file instead of being run
 
 They stand on lines of their own, before the fence that they speak of; `docs/hooks.py` keeps them out of the site.
@@ -22,7 +23,7 @@ SHOWN = ("", "text", "diff", "yaml", "json", "bibtex", "html", "toml", "csv", "m
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)^ *(?P=ticks) *$", re.M | re.S
 )
-WORDS = "not run|run with|run page with|output not compared|output|exit|save as|setup"
+WORDS = "not run|run with|run page with|output not compared|output|exit|raises|save as|setup"
 COMMENT = re.compile(rf"^ *<!-- (?P<word>{WORDS})\b(?P<said>.*?)-->[ \t]*$", re.M | re.S)
 
 

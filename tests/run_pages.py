@@ -78,8 +78,11 @@ class Page:
 
     def _python(self, block: Block) -> None:
         self.printed, error = _captured(lambda: exec(compile(block.code, "<block>", "exec"), self.names))
-        if error:
-            raise BlockFailed(error)
+        expected = block.said.get("raises")
+        if expected and error and f"\n{expected}: " in error:
+            self.printed += error.rpartition(f"\n{expected}: ")[2]
+        elif expected or error:
+            raise BlockFailed(error or f"the block raises no {expected}")
 
     def _setup(self, block: Block) -> None:
         for part in re.findall(r"(?:^\$ .*(?:\\\n.*)*\n?)+|(?:^(?!\$ ).*\n?)+", block.code, re.M):

@@ -45,7 +45,7 @@ class _Texts:
             case ast.JoinedStr(values=parts):
                 return "".join(self.of(part, names) or "" for part in parts)
             case ast.FormattedValue(value=value):
-                return f"<{_name(value)}>"
+                return self.of(value, names) or f"<{_name(value)}>"
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return "".join(self.of(side, names) or f"<{_name(side)}>" for side in (left, right))
             case ast.Name(id=name) if name in names:
