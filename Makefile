@@ -41,7 +41,7 @@ lint: $(VENV)/.installed-lint ## check style (ruff) and types (pyright)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/; a broken link is an error
 	@echo "==> mkdocs build --strict"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "    site/index.html"
 
 format: $(VENV)/.installed-lint ## let ruff mend what it can

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "reference"), str(ROOT / "tests")]
@@ -29,7 +29,9 @@ def on_files(files, config):
         for target in sorted(_outside(path, text)):
             uri = f"{OUTSIDE}/{target}"
             if files.get_file_from_path(uri) is None:
-                files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
+                linked = File.generated(config, uri, abs_src_path=str(ROOT / target))
+                linked.inclusion = InclusionLevel.NOT_IN_NAV
+                files.append(linked)
                 if target.endswith(".md"):
                     waiting.append((target, (ROOT / target).read_text(encoding="utf-8")))
     return files

@@ -58,7 +58,7 @@ class _Texts:
                 function = self.functions.pop(name)  # so that a function that calls itself ends here
                 texts = [self.of(made.value, _assigned(function.body)) for made in _returns(function)]
                 self.functions[name] = function
-                return " / ".join(filter(None, texts)) or None
+                return " / ".join(dict.fromkeys(filter(None, texts))) or None
         return None
 
 

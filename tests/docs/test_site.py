@@ -96,3 +96,13 @@ def test_the_navigation_reaches_every_page(reference):
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     named = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     assert written | set(reference[0].command_pages()) <= named
+
+
+def test_worked_cases_of_docstrings_are_fenced(monkeypatch):
+    pytest.importorskip("griffe", reason="only where make docs has been run")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "reference"))
+    from doctests import fenced
+
+    case = "    >>> f(1)\n    [1.0, 0.5]\n    >>> f(\n    ...     2)\n"
+    written = f"Adds.\n\nExample:\n{case}\n    And so on.\n"
+    assert fenced(written) == f"Adds.\n\nExample:\n    ```pycon\n{case}    ```\n\n    And so on.\n"
