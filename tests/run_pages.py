@@ -30,6 +30,8 @@ from page_furniture import furnish
 
 from mlm_pytorch.cli import main as mlm
 
+ROOT = Path(__file__).parents[1]
+CHECKOUT = ("benchmarks", "examples")  # as pages name them, which are read beside a checkout
 MOST_SECONDS = 120  # a page that hangs is ended
 
 
@@ -152,6 +154,9 @@ def run_page(page: Path, folder: Path, commands: Path) -> str | None:
     os.chdir(folder)
     for name in ("runs", "models", "stores"):
         Path(name).mkdir(exist_ok=True)
+    for name in CHECKOUT:
+        if (ROOT / name).exists():
+            Path(name).symlink_to(ROOT / name)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- blocks may draw from the global one
     torch.manual_seed(0)
