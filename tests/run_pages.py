@@ -32,6 +32,7 @@ from mlm_pytorch.cli import main as mlm
 
 ROOT = Path(__file__).parents[1]
 CHECKOUT = ("benchmarks", "examples")  # as pages name them, which are read beside a checkout
+REFUSED = ("pip", "pip3", "conda", "uv", "git", "make", "sudo", "apt", "apt-get", "docker")
 MOST_SECONDS = 120  # a page that hangs is ended
 
 
@@ -196,11 +197,19 @@ def in_a_fork(work) -> str | None:
 
 
 def make_commands(folder: Path) -> Path:
-    """`mlm`, `python` and `torchrun` of this interpreter, as programs in a folder for PATH."""
+    """`mlm`, `python` and `torchrun` of this interpreter, as programs in a folder for PATH; what would change the machine
+    fails there.
+    """
     folder.mkdir()
     for name, arguments in {"mlm": "-m mlm_pytorch", "python": "", "torchrun": "-m torch.distributed.run"}.items():
         program = folder / name
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+    for name in REFUSED:
+        program = folder / name
+        program.write_text(
+            f"#!/bin/sh\necho 'a page does not run {name}: mark the block as not run'\nexit 9\n", encoding="utf-8"
+        )
         program.chmod(0o755)
     return folder
 

@@ -1,8 +1,8 @@
 """Pure tensor functions for masking: scores -> selection -> corruption. Knows nothing of models or files.
 
-    scores = hash_scores(seed, visits, pieces, positions)           # or draw_scores(input_ids)
-    selected = select_tokens(scores, input_ids, maskable, millionths(0.15))
-    corrupted = corrupt(input_ids, selected, scores, mask_token_id=4)
+scores = hash_scores(seed, visits, pieces, positions)           # or draw_scores(input_ids)
+selected = select_tokens(scores, input_ids, maskable, millionths(0.15))
+corrupted = corrupt(input_ids, selected, scores, mask_token_id=4)
 """
 
 from mlm_pytorch.masking.corruption import Corrupted, corrupt

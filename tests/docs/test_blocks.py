@@ -164,6 +164,7 @@ FAILS = {
     "raises.md": ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
     "exit.md": ("```console\n$ mlm fill nowhere x\n```\n", "ended with exit code 2, not 0"),
     "shell.md": ("```console\n$ true && false\n```\n", "ended with exit code 1"),
+    "pip.md": ("```console\n$ pip install left-pad\n```\n", "a page does not run pip"),
     "output.md": ("<!-- output -->\n```console\n$ echo a\nb\n```\n", "which was not printed:\nb"),
     "text.md": ("```python\nprint(1)\n```\n<!-- output -->\n```text\na\n```\n", "which was not printed:\na"),
     "calm.md": ("<!-- raises: ValueError -->\n```python\n1\n```\n", "raises no ValueError"),

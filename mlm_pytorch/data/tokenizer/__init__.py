@@ -1,9 +1,9 @@
 """Train, load, build and judge tokenizers.
 
-    train_tokenizer: texts -> Tokenizer        of a kind that is named, or that the texts call for
-    load_tokenizer: folder -> Tokenizer        any fast Hugging Face tokenizer
-    tokenizer_for_ids: count -> Tokenizer      for corpora that are ids already
-    tokenizer_report: texts -> TokenizerReport what a tokenizer makes of a corpus; `TokenCounter` counts batch by batch
+train_tokenizer: texts -> Tokenizer        of a kind that is named, or that the texts call for
+load_tokenizer: folder -> Tokenizer        any fast Hugging Face tokenizer
+tokenizer_for_ids: count -> Tokenizer      for corpora that are ids already
+tokenizer_report: texts -> TokenizerReport what a tokenizer makes of a corpus; `TokenCounter` counts batch by batch
 """
 
 from mlm_pytorch.data.tokenizer.alphabets import TOKENIZER_KINDS, TokenizerKind, parse_kind, tokenizer_for_ids
