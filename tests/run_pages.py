@@ -197,9 +197,7 @@ def in_a_fork(work) -> str | None:
 
 
 def make_commands(folder: Path) -> Path:
-    """`mlm`, `python` and `torchrun` of this interpreter, as programs in a folder for PATH; what would change the machine
-    fails there.
-    """
+    """Programs in a folder for PATH: those of this interpreter, and those refused, which fail."""
     folder.mkdir()
     for name, arguments in {"mlm": "-m mlm_pytorch", "python": "", "torchrun": "-m torch.distributed.run"}.items():
         program = folder / name
