@@ -192,7 +192,7 @@ def width_of(model: nn.Module) -> int:
 
 def _preset_as_wide(width: int) -> Preset:
     fitting = [shape for shape in PRESETS.values() if shape.hidden_size <= width]
-    return fitting[-1] if fitting else PRESETS["tiny"]
+    return fitting[-1] if fitting else PRESETS["nano"]
 
 
 def restart(name: str, model_of_checkpoint: Path, store: TokenStore) -> tuple[nn.Module, tuple[str, Sizes] | None]:
