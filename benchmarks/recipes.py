@@ -83,8 +83,11 @@ VARIANTS: dict[str, Variant] = {
     "ema 0.99, decay 0.3": Variant("--ema 0.99 --decay 0.3"),
     "ema 0.999": Variant("--ema 0.999"),
     # shape
+    "nano": Variant("--model nano"),
+    "mini": Variant("--model mini"),
     "tiny": Variant("--model tiny"),
     "small": Variant("--model small"),
+    "2 x 256": Variant(shape=MINI | {"num_hidden_layers": 2}),
     "3 x 256": Variant(shape=MINI | {"num_hidden_layers": 3}),
     "6 x 192": Variant(shape=MINI | {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
                                      "num_attention_heads": 3}),
