@@ -21,7 +21,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 COVERAGE   := --cov --cov-report=term --cov-fail-under=85
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format release-check clean
+.PHONY: help demo test lint docs format release-check clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1: /'
@@ -40,6 +40,11 @@ lint: $(VENV)/.installed-lint ## check style (ruff) and types (pyright)
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 
+docs: $(VENV)/.installed-docs ## build the documentation into site/; a broken link is an error
+	@echo "==> mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "    site/index.html"
+
 format: $(VENV)/.installed-lint ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
@@ -48,7 +53,7 @@ release-check: $(VENV)/.created ## build wheel and sdist, and use them outside t
 	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python .ci/release_check.py $(ARGS)
 
 clean: ## remove .venv and what tools left behind (never runs/)
-	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .coverage .coverage.* htmlcov .hypothesis .pytest_cache .ruff_cache
 	find mlm_pytorch tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A candidate counts if it runs, is new enough and can make an environment: version managers leave names behind that do
@@ -69,7 +74,8 @@ $(VENV)/.created:
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-lint: EXTRAS := [lint]
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.installed-docs: EXTRAS := [docs]
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "==> installing mlm-pytorch$(EXTRAS) into $(VENV), versions from constraints.txt"
 	@if [ "$$(uname)" = Linux ] && [ -z "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
 	  echo "    no NVIDIA GPU seen; should pip fetch torch's large CUDA build, see TORCH_INDEX in the Makefile"; \

@@ -3,7 +3,7 @@
 For each, a small model with random weights goes through `MLM` twice, dense and sparse. Logits at selected positions and
 the gradients of all weights must agree to 1e-4.
 
-    python benchmarks/architectures.py          # writes docs/results/architectures.md and benchmarks/results/architectures.json
+    python benchmarks/architectures.py          # writes its page in docs/results/ and its JSON
     python benchmarks/architectures.py bert xlm # prints these only
 """
 

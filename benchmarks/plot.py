@@ -1,4 +1,7 @@
-"""Draw the loss of runs over time: `python benchmarks/plot.py docs/images/demo.svg runs/demo` (needs the extra `plots`)."""
+"""Draw the loss of runs over time; needs the extra `plots`.
+
+python benchmarks/plot.py docs/images/demo.svg runs/demo
+"""
 
 import argparse
 import json

@@ -8,7 +8,7 @@ demand by minimal pairs (a sample of BLiMP's dev half, spread over all paradigms
     python benchmarks/recipes.py --list                                     # the levers
     python benchmarks/recipes.py --budget 10m --seeds 0 1 2 final adamw     # some; needs the folder `shared`
     python benchmarks/recipes.py --budget 614Ktokens --options "--model tiny"      # all: a first screening
-    python benchmarks/recipes.py --table                                    # writes docs/results/recipes.md from the results
+    python benchmarks/recipes.py --table                                    # writes docs/results/recipes.md
 
 What `results/recipes.json` holds already is not run again, and a run that was stopped continues. The load of the
 machine is recorded beside each figure: above about one process per core, a budget of time was not the variant's own.
@@ -83,8 +83,11 @@ VARIANTS: dict[str, Variant] = {
     "ema 0.99, decay 0.3": Variant("--ema 0.99 --decay 0.3"),
     "ema 0.999": Variant("--ema 0.999"),
     # shape
+    "nano": Variant("--model nano"),
+    "mini": Variant("--model mini"),
     "tiny": Variant("--model tiny"),
     "small": Variant("--model small"),
+    "2 x 256": Variant(shape=MINI | {"num_hidden_layers": 2}),
     "3 x 256": Variant(shape=MINI | {"num_hidden_layers": 3}),
     "6 x 192": Variant(shape=MINI | {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
                                      "num_attention_heads": 3}),

@@ -48,6 +48,10 @@ SHAPES = {
 SHARE_BARS = {"4x256": 0.38, "6x512": 0.45, "12x768": 0.50}
 VOCABULARY_BARS = {"4x256": 0.60, "6x512": 0.75, "12x768": 0.88}
 PEER_BARS = {"bert": 6.0, "bert_bf16": 3.5, "modernbert_bf16": 3.0}
+PEER_MEMORY_BAR = 0.6
+# What is put beside the peers: the recipe as it is, with steps of half as many tokens and a dearer optimizer than
+# theirs; and with their optimizer and as many tokens a step.
+OURS = {"ours": (), "ours_same_step": ("--optimizer", "adamw", "--pack-tokens", "4096")}
 PEER_STEPS, OUR_STEPS, WARM = 14, 45, 5
 
 
@@ -174,11 +178,11 @@ def growth(scratch: Path) -> tuple[dict, bool]:
 # ------------------------------------------------------------------------------------------------------- the peers
 
 
-def train_ours(scratch: Path) -> dict:
+def train_ours(scratch: Path, *options: str) -> dict:
     """Tokens per second of `mlm train`, and the largest memory that its process takes."""
     out = scratch / f"run-{time.monotonic_ns()}"
     command = ["train", str(scratch / "store"), "--out", str(out), "--budget", f"{OUR_STEPS}steps", "--model", "mini"]
-    command += ["--mask-prob", "0.15", "--mask-prob-end", "0.15", "--evaluations", "0"]
+    command += ["--mask-prob", "0.15", "--mask-prob-end", "0.15", "--evaluations", "0", *options]
     memory = _peak_memory([sys.executable, "-m", "mlm_pytorch", *command])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -258,23 +262,28 @@ def peer(name: str, out: Path) -> None:
 
 def peers(scratch: Path) -> tuple[dict, bool]:
     prepare(scratch / "store")
-    measured: dict[str, list[dict]] = {"ours": [], **{name: [] for name in PEER_BARS}}
+    measured: dict[str, list[dict]] = {name: [] for name in (*OURS, *PEER_BARS)}
     for _ in range(ROUNDS):
-        measured["ours"].append(train_ours(scratch))
+        for name, options in OURS.items():
+            measured[name].append(train_ours(scratch, *options))
         for name in PEER_BARS:
             measured[name].append(train_peer(name, scratch))
     middle = {
         name: {key: median(one[key] for one in runs) for key in ("tokens_per_second", "peak_memory_mb")}
         for name, runs in measured.items()
     }
-    ours = middle["ours"]
-    for name, bar in PEER_BARS.items():
-        middle[name] |= {"ratio": round(ours["tokens_per_second"] / middle[name]["tokens_per_second"], 2), "bar": bar}
-        middle[name] |= {"memory_ratio": round(ours["peak_memory_mb"] / middle[name]["peak_memory_mb"], 2)}
-        middle[name] |= {"memory_bar": 0.6}
+    met = True
+    for ours in OURS:
+        mine, ratios = middle[ours], {}
+        for name, bar in PEER_BARS.items():
+            speed = mine["tokens_per_second"] / middle[name]["tokens_per_second"]
+            memory = mine["peak_memory_mb"] / middle[name]["peak_memory_mb"]
+            ratios[name] = {"tokens_per_second": round(speed, 2), "bar": bar}
+            ratios[name] |= {"peak_memory": round(memory, 2), "memory_bar": PEER_MEMORY_BAR}
+            met &= speed >= bar and memory <= PEER_MEMORY_BAR
+        mine["ratios"] = ratios
     print(json.dumps(middle, indent=1), flush=True)
-    met = [middle[n]["ratio"] >= middle[n]["bar"] and middle[n]["memory_ratio"] <= 0.6 for n in PEER_BARS]
-    return middle | {"versions": versions("torch", "transformers", "accelerate")}, all(met)
+    return middle | {"versions": versions("torch", "transformers", "accelerate")}, met
 
 
 def main() -> None:

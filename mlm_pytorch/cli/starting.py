@@ -179,7 +179,7 @@ def width_of(model: nn.Module) -> int:
 def preset_as_wide(width: int) -> Preset:
     """The largest preset that is no wider than so much."""
     fitting = [shape for shape in PRESETS.values() if shape.hidden_size <= width]
-    return fitting[-1] if fitting else PRESETS["tiny"]
+    return fitting[-1] if fitting else PRESETS["nano"]
 
 
 def restart(name: str, model_of_checkpoint: Path, store: TokenStore) -> tuple[nn.Module, tuple[str, Sizes] | None]:

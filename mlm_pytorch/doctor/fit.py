@@ -159,9 +159,8 @@ def check_case(tokenizer: Tokenizer, texts: Sequence[str]) -> Finding:
     as_they_are, lowered = (sum(map(len, tokenizer.encode_batch(group))) for group in (chosen, lower_case))
     saved = 1 - lowered / max(1, as_they_are)
     if not upper or saved < 0.12:
-        return Finding(
-            "case", "green", "the tokenizer knows the text's case", f"lower case would save {saved:.1%} of tokens"
-        )
+        change = f"save {saved:.1%} of tokens" if saved >= 0 else f"take {-saved:.1%} more tokens"
+        return Finding("case", "green", "the tokenizer knows the text's case", f"lower case would {change}")
     return Finding(
         "case",
         level_of(saved, 0.12, 0.35),

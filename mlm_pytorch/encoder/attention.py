@@ -15,6 +15,7 @@ Three ways, one result:
 `local_attention // 2`); None sees the whole piece.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BUCKET_STEP = 16  # lengths are rounded up to this: 2% of padding on text, a third of the blocks of exact lengths
-LONGEST_DENSE = 512  # above it, keeping the attention weights for backward costs more memory than they save time
+LONGEST_KEPT = 512  # attention weights of longer pieces are computed again in backward: they would fill the memory
+SCORES_AT_ONCE = 2**24  # of longer pieces, as many heads at once as have so many scores
 
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
 
@@ -188,6 +190,28 @@ def _turn(x_2RE: Tensor, cos: Tensor, sin: Tensor) -> None:
     second.copy_(torch.mul(a, sin, out=turned).addcmul_(b, cos))
 
 
+def _shares(bucket: Bucket, bias: Tensor | None, num_heads: int) -> Iterator[tuple[slice, Tensor | None]]:
+    """Which heads of which pieces are attended to at once, as rows of the blocks, and the bias of these pieces."""
+    length = bucket.length
+    if length <= LONGEST_KEPT:
+        yield slice(bucket.start, bucket.end), bias
+        return
+    at_once = min(num_heads, max(1, SCORES_AT_ONCE // length**2))
+    for piece in range(bucket.num_pieces):
+        for head in range(0, num_heads, at_once):
+            first, last = (piece * num_heads + h for h in (head, min(head + at_once, num_heads)))
+            rows = slice(bucket.start + first * length, bucket.start + last * length)
+            yield rows, None if bias is None else bias[piece : piece + 1]
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention weights (heads of pieces, length, length) of turned and scaled queries and keys."""
+    scores = torch.bmm(q, k.mT)
+    if bias is not None:
+        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    return torch.softmax(scores, dim=-1)
+
+
 class _BlockAttention(torch.autograd.Function):
     """Rotary positions and attention over the blocks of a pack, from `qkv` to the heads' outputs.
 
@@ -205,38 +229,39 @@ class _BlockAttention(torch.autograd.Function):
             out = torch.empty_like(x[2])
             saved = []
             for bucket, bias in zip(blocks.buckets, plan.biases, strict=True):
-                q, k, v, out_ = (
-                    part[bucket.start : bucket.end].view(-1, bucket.length, head_dim) for part in (*x, out)
-                )
-                scores = torch.bmm(q, k.mT)
-                if bias is not None:
-                    scores.view(bucket.num_pieces, num_heads, bucket.length, bucket.length).add_(bias)
-                saved.append(torch.softmax(scores, dim=-1))
-                torch.bmm(saved[-1], v, out=out_)
-            rows = out.index_select(0, blocks.out_rows)
+                for rows, bias_ in _shares(bucket, bias, num_heads):
+                    q, k, v, out_ = (part[rows].view(-1, bucket.length, head_dim) for part in (*x, out))
+                    weights = _weights(q, k, bias_)
+                    torch.bmm(weights, v, out=out_)
+                    if bucket.length <= LONGEST_KEPT:
+                        saved.append(weights)
+            heads_out = out.index_select(0, blocks.out_rows)
         ctx.save_for_backward(x, *saved)
-        ctx.plan = plan
-        return rows.view(num_tokens, num_heads * head_dim)
+        ctx.plan, ctx.num_heads = plan, num_heads
+        return heads_out.view(num_tokens, num_heads * head_dim)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         x, *saved = ctx.saved_tensors
         plan, head_dim, (grad_out,) = ctx.plan, x.shape[-1], grads
-        blocks = plan.blocks
+        blocks, num_heads = plan.blocks, ctx.num_heads
         with torch.autocast(grad_out.device.type, enabled=False):
             grad_rows = grad_out.reshape(-1, head_dim).index_select(0, blocks.grad_rows)
             if blocks.empty_rows is not None:
                 grad_rows.index_fill_(0, blocks.empty_rows, 0)
             grad_x = torch.empty_like(x)
-            for bucket, weights in zip(blocks.buckets, saved, strict=True):
-                parts = (*x, *grad_x, grad_rows)
-                q, k, v, grad_q, grad_k, grad_v, grad_ = (
-                    part[bucket.start : bucket.end].view(-1, bucket.length, head_dim) for part in parts
-                )
-                torch.bmm(weights.mT, grad_, out=grad_v)
-                grad_scores = _softmax_backward(torch.bmm(grad_, v.mT), weights, -1, weights.dtype)
-                torch.bmm(grad_scores, k, out=grad_q)
-                torch.bmm(grad_scores.mT, q, out=grad_k)
+            kept = iter(saved)
+            for bucket, bias in zip(blocks.buckets, plan.biases, strict=True):
+                for rows, bias_ in _shares(bucket, bias, num_heads):
+                    parts = (*x, *grad_x, grad_rows)
+                    q, k, v, grad_q, grad_k, grad_v, grad_ = (
+                        part[rows].view(-1, bucket.length, head_dim) for part in parts
+                    )
+                    weights = next(kept) if bucket.length <= LONGEST_KEPT else _weights(q, k, bias_)
+                    torch.bmm(weights.mT, grad_, out=grad_v)
+                    grad_scores = _softmax_backward(torch.bmm(grad_, v.mT), weights, -1, weights.dtype)
+                    torch.bmm(grad_scores, k, out=grad_q)
+                    torch.bmm(grad_scores.mT, q, out=grad_k)
             _turn(grad_x[:2], plan.cos, -plan.sin)
             grad_qkv = grad_x.view(-1, head_dim).index_select(0, blocks.qkv_back)
         return grad_qkv.view(len(grad_out), 3, -1, head_dim), None
@@ -253,7 +278,7 @@ def attend_blocks(qkv_T3HE: Tensor, plan: BlockPlan) -> Tensor:
         (T, H * E), in qkv's dtype.
     """
     blocks, head_dim = plan.blocks, qkv_T3HE.shape[-1]
-    if all(bucket.length <= LONGEST_DENSE for bucket in blocks.buckets):
+    if plan.window is None or all(b.length <= max(LONGEST_KEPT, 4 * plan.window) for b in blocks.buckets):
         out = _BlockAttention.apply(qkv_T3HE, plan)
         assert isinstance(out, Tensor)
         return out
@@ -263,7 +288,7 @@ def attend_blocks(qkv_T3HE: Tensor, plan: BlockPlan) -> Tensor:
     for bucket, bias in zip(blocks.buckets, plan.biases, strict=True):
         shape = (bucket.num_pieces, -1, bucket.length, head_dim)
         q_, k_, v_ = (part[bucket.start : bucket.end].view(shape) for part in (q, k, x[2]))
-        if plan.window is not None and bucket.length > 4 * plan.window:
+        if bucket.length > 4 * plan.window:
             valid = None if bucket.past_end is None else ~bucket.past_end
             out = _attend_band(q_, k_, v_, valid, plan.window)
         else:

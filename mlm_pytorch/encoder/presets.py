@@ -35,6 +35,7 @@ _MODERNBERT |= {"seq_len": 1024, "pack_tokens": 8192}
 # The small ones attend to the whole piece in every layer: at the lengths they are trained on, a window of 128 saves
 # nothing. `base` and `large` are ModernBERT's.
 PRESETS: dict[str, Preset] = {
+    "nano": Preset(128, 384, 3, 2),
     "tiny": Preset(192, 512, 3, 3),
     "mini": Preset(256, 704, 4, 4),
     "small": Preset(512, 1408, 6, 8, initializer_range=0.04, pack_tokens=4096),

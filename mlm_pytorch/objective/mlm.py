@@ -266,6 +266,11 @@ class MLM(nn.Module):
                 f"random_token_prob {self.random_token_prob} exceeds replace_prob {self.replace_prob}, of which it is "
                 "a part; lower it or raise replace_prob"
             )
+        if self.mask_token_id == self.pad_token_id:
+            raise ValueError(
+                f"mask_token_id and pad_token_id are both {self.pad_token_id}, so a mask would pass for padding; "
+                "give one of them an id of its own"
+            )
         if self._width is None:
             if self.random_token_prob:
                 raise ValueError(

@@ -43,9 +43,9 @@ class TrainConfig(CorpusOptions):
     budget: str = "20m"
     """How long to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
     model: str | None = None
-    """A preset (tiny, mini, small, base, large); a masked language model to continue from, as a folder or by its name
-    on the Hugging Face Hub; or module:factory, a function of yours that returns a module. By default a preset that
-    fits budget, device and corpus."""
+    """A preset (nano, tiny, mini, small, base, large); a masked language model to continue from, as a folder or by its
+    name on the Hugging Face Hub; or module:factory, a function of yours that returns a module. By default a preset
+    that fits budget, device and corpus."""
     seq_len: int | None = None
     """Longest piece in tokens; longer documents are split. By default the preset's."""
 

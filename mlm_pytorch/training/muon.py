@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalized, for matrices.
 
 The same update as `torch.optim.Muon`, for all matrices of one shape at once: a small encoder has dozens of matrices too
-small to fill even two cores, and one by one they took a quarter of a training step. Projections that are several
-matrices in one, such as Wqkv, are orthogonalized part by part.
+small to fill even two cores, and one by one they took a quarter of a training step. Weights that are several
+matrices in one are orthogonalized part by part: of attention's projections the part of each head, of gated layers both
+halves.
 
 Of matrices that lie in parts on several processes (`DTensor`), each process gathers the momentum once, in the precision
 that orthogonalizing takes, orthogonalizes it whole as a process alone would, and keeps its part of the update.
@@ -44,8 +45,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalized Nesterov momentum with decoupled weight decay, scaled to the size of AdamW's updates.
 
     Args:
-        groups: parameter groups; all parameters are matrices. A group's `parts` says into how many equal matrices,
-            along the rows, each of its parameters falls (3 for Wqkv).
+        groups: parameter groups; all parameters are matrices. A group's `parts` says into how many equal matrices each
+            of its parameters falls, along the rows and along the columns: (3 H, 1) for Wqkv with H heads.
         lr: learning rate; the update's root mean square is 0.2 lr (Liu et al. 2025, arXiv 2502.16982, §2.2).
         weight_decay: decoupled.
         momentum: of the running mean of gradients.
@@ -65,14 +66,15 @@ class Muon(torch.optim.Optimizer):
         orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
         self.orthogonalize = orthogonalize
-        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
+        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": (1, 1)})
         self._step_supports_amp_scaling = True  # as of torch's fused optimizers: `found_inf` makes a step do nothing
         self.found_inf: Tensor | None = None  # () float32: 1 to leave everything as it is, decided on the device
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2 or parameter.shape[0] % group["parts"]:
+                down, across = group["parts"]
+                if parameter.ndim != 2 or parameter.shape[0] % down or parameter.shape[1] % across:
                     raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} does not fall into {group['parts']} matrices; "
+                        f"a parameter of shape {tuple(parameter.shape)} does not fall into {down} x {across} matrices; "
                         "give it to another optimizer"
                     )
 
@@ -93,10 +95,10 @@ class Muon(torch.optim.Optimizer):
                 if isinstance(parameter, DTensor):  # collect the whole update, of which a part is kept below
                     target = torch.zeros_like(update, dtype=parameter.dtype)
                     in_parts.append((parameter, target))
-                for rows, part in zip(target.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
+                for here, part in zip(_cut(target, *group["parts"]), _cut(update, *group["parts"]), strict=True):
                     if part.shape[0] > part.shape[1]:
-                        rows, part = rows.mT, part.mT
-                    waiting[part.shape[0], part.shape[1], group["lr"]].append((rows, part))
+                        here, part = here.mT, part.mT
+                    waiting[part.shape[0], part.shape[1], group["lr"]].append((here, part))
         for (_, columns, lr), pairs in waiting.items():
             updates = self.orthogonalize(torch.stack([part for _, part in pairs]))
             for (target, _), update in zip(pairs, updates, strict=True):
@@ -124,6 +126,11 @@ class Muon(torch.optim.Optimizer):
             shrunk = 1 - group["lr"] * group["weight_decay"]
             parameter.mul_(shrunk if skip is None else torch.where(skip, 1.0, shrunk))
             yield parameter, update
+
+
+def _cut(matrix: Tensor, down: int, across: int) -> list[Tensor]:
+    """Views of a matrix's equal parts."""
+    return [part for rows in matrix.chunk(down) for part in rows.chunk(across, dim=1)]
 
 
 def _gathered(updates: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

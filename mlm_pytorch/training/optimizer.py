@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mlm_pytorch.training.muon import Muon, orthogonalize
 
 _BETAS = (0.9, 0.98)
-# Weights that are several matrices in one: of ModernBERT (its layers' and ours), and of torch's own attention.
-_FUSED = {"Wqkv": 3, "Wi": 2, "in_proj_weight": 3}
+Parts = tuple[int, int]  # equal matrices in one, along the rows and along the columns
+_WHOLE = (1, 1)
 # A bare parameter of such a name is looked up by index or added, and multiplies nothing.
 _TABLE = re.compile(r"emb|pos|token|table|bias|memory|query|prompt", re.IGNORECASE)
 
@@ -23,13 +23,13 @@ class ParameterRoles:
     """A model's trainable parameters by what they do, each once however often it is tied.
 
     Attributes:
-        matrices: inner weights (rows, columns) by the number of equal matrices that each is made of.
+        matrices: inner weights (rows, columns) by the parts that each is made of.
         filters: weights of more dimensions, such as a convolution's.
         embeddings: tables of tokens, positions or types, and the projection onto the vocabulary, tied or not.
         vectors: biases, and gains of normalizations.
     """
 
-    matrices: dict[int, list[nn.Parameter]] = field(default_factory=dict)
+    matrices: dict[Parts, list[nn.Parameter]] = field(default_factory=dict)
     filters: list[nn.Parameter] = field(default_factory=list)
     embeddings: list[nn.Parameter] = field(default_factory=list)
     vectors: list[nn.Parameter] = field(default_factory=list)
@@ -43,7 +43,7 @@ def parameter_roles(model: nn.Module) -> ParameterRoles:
     Example:
         >>> layers = nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 9)
         >>> roles = parameter_roles(nn.Sequential(*layers))
-        >>> len(roles.matrices[1]), len(roles.embeddings), len(roles.vectors)
+        >>> len(roles.matrices[1, 1]), len(roles.embeddings), len(roles.vectors)
         (1, 2, 4)
     """
     roles = ParameterRoles()
@@ -67,9 +67,33 @@ def parameter_roles(model: nn.Module) -> ParameterRoles:
         elif parameter.ndim > 2:
             roles.filters.append(parameter)
         else:
-            parts = _FUSED.get(name, _FUSED.get(path.rpartition(".")[2], 1))
-            roles.matrices.setdefault(parts if parameter.shape[0] % parts == 0 else 1, []).append(parameter)
+            parts = _parts(model, path, name)
+            fits = not any(size % count for size, count in zip(parameter.shape, parts, strict=True))
+            roles.matrices.setdefault(parts if fits else _WHOLE, []).append(parameter)
     return roles
+
+
+def _parts(model: nn.Module, path: str, name: str) -> Parts:
+    """What the weight `name` of the module at `path` is made of, where that is known: in ModernBERT's layers (its own
+    and ours) and in torch's attention, one matrix for each head's queries, keys, values and output.
+    """
+    within, _, called = path.rpartition(".")
+    owner = model.get_submodule(within)
+    if called == "Wi":
+        return 2, 1
+    if name == "in_proj_weight":
+        return 3 * _num_heads(model.get_submodule(path)), 1
+    if called == "Wqkv":
+        return 3 * _num_heads(owner), 1
+    if (called == "Wo" and hasattr(owner, "Wqkv")) or (called == "out_proj" and hasattr(owner, "in_proj_weight")):
+        return 1, _num_heads(owner)
+    return _WHOLE
+
+
+def _num_heads(attention: nn.Module) -> int:
+    """Heads of a module; 1, all as one, where it does not say."""
+    config = getattr(attention, "config", None)
+    return getattr(attention, "num_heads", None) or getattr(config, "num_attention_heads", None) or 1
 
 
 def _is_table(module: nn.Module, name: str) -> bool:

@@ -13,11 +13,21 @@ from mlm_pytorch.training.schedule import Budget
 
 # Peak learning rates. Both optimizers make updates of about the same size, so one figure per shape serves any budget.
 LEARNING_RATES = {"muon": 4e-3, "adamw": 2e-3}
+_SMALL = ("nano", "tiny", "mini", "small")
 _DEEP_LEARNING_RATES = {"muon": 1e-3, "adamw": 8e-4}  # base and large: ModernBERT's, not measured here
 
 # The least number of tokens to train on for which a preset is chosen, and the least that its corpus must hold: below,
-# a smaller one reaches a lower loss. Measured between tiny and mini; the others are estimates.
-_LEAST_TOKENS = {"tiny": (0, 0), "mini": (300e3, 0), "small": (30e6, 3e6), "base": (3e9, 100e6), "large": (30e9, 1e9)}
+# a smaller one reaches a lower loss in the same time. The loss after so many tokens hardly depends on the shape until a
+# shape is full, so the smallest that is not yet full wins. Measured up to ten minutes of nano, tiny and mini on two
+# cores (docs/results/recipes.md); what is above is estimated.
+_LEAST_TOKENS = {
+    "nano": (0, 0),
+    "tiny": (15e6, 0),
+    "mini": (40e6, 0),
+    "small": (150e6, 3e6),
+    "base": (3e9, 100e6),
+    "large": (30e9, 1e9),
+}
 _USED = 0.3  # share of the matmul peak that training reaches: 0.25 to 0.37 seen on two cores
 _MASKED = 0.225  # mean share of positions that meet the vocabulary
 _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
@@ -74,17 +84,17 @@ def choose(
     Example:
         >>> ten_minutes = choose(Budget.parse("10m"), torch.device("cpu"), peak=400e9)
         >>> ten_minutes.model, ten_minutes.pack_tokens, ten_minutes.lr
-        ('mini', 2048, 0.004)
+        ('nano', 2048, 0.004)
         >>> choose(Budget.parse("30s"), torch.device("cpu"), peak=100e9).model
-        'tiny'
+        'nano'
     """
     name = model or _shape(budget, device, peak, corpus_tokens)
     trained_like = PRESETS.get(name, PRESETS["base"])
     seq_len = seq_len or trained_like.seq_len
     pack_tokens = max(trained_like.pack_tokens, seq_len)
-    if device.type == "cuda" and name in ("tiny", "mini", "small"):
+    if device.type == "cuda" and name in _SMALL:
         pack_tokens = max(pack_tokens, _GPU_PACK)
-    rates = LEARNING_RATES if name in ("tiny", "mini", "small") else _DEEP_LEARNING_RATES
+    rates = LEARNING_RATES if name in _SMALL else _DEEP_LEARNING_RATES
     return Recipe(name, seq_len, pack_tokens, rates[optimizer])
 
 

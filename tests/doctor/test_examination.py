@@ -15,6 +15,7 @@ from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.doctor.examination import Report, examine
+from mlm_pytorch.doctor.fit import check_case
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LEVELS = ("green", "yellow", "red")
@@ -218,6 +219,13 @@ def test_a_tokenizer_without_framing(write, texts, tokenizer_folder, tmp_path):
     content["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert_found(look(write(texts), tokenizer=str(folder)), "framing")
+
+
+def test_a_tokenizer_of_cased_text_says_what_lower_case_would_take(texts):
+    titles = [text.title() for text in texts]
+    tokenizer = train_tokenizer(titles, 1000, "bpe")
+    assert check_case(tokenizer, titles).seen.endswith("% more tokens")
+    assert check_case(tokenizer, [text.lower() for text in texts]).seen == "lower case would save 0.0% of tokens"
 
 
 def test_a_tokenizer_of_lower_case_text(write, texts, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, num_parameters, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, attention, num_parameters, preset
 from mlm_pytorch.encoder.encoder import positions_within
 from mlm_pytorch.objective import logits_at
 
@@ -139,8 +139,10 @@ def test_packed_equals_each_piece_alone(lengths, seed):
         torch.testing.assert_close(ours(ids, cu_seqlens=cu_seqlens), alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("at_once", [attention.SCORES_AT_ONCE, 1])
 @pytest.mark.parametrize("lengths", [[700, 513, 20], [600, 600]])
-def test_long_pieces_take_the_banded_path_and_stay_equal(lengths):
+def test_long_pieces_are_banded_or_computed_again_in_backward_and_stay_equal(lengths, at_once, monkeypatch):
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
     ours, theirs = pair()
     rows, ids, cu_seqlens = pieces(lengths)
     weight = torch.randn(len(ids), SHAPE["vocab_size"])

@@ -314,6 +314,10 @@ def test_a_vocabulary_learnt_from_the_logits(ids):
         ({"replace_prob": 0.1, "random_token_prob": 0.2}, "random_token_prob 0.2 exceeds replace_prob 0.1, of which"),
         ({"mask_token_id": V}, f"mask_token_id {V} is outside the vocabulary of num_tokens {V}; pass the id"),
         ({"mask_token_id": -1}, "mask_token_id -1 is outside the vocabulary"),
+        (
+            {"mask_token_id": 0},
+            "mask_token_id and pad_token_id are both 0, so a mask would pass for padding; give",
+        ),
         ({"num_tokens": 50}, r"the head of Plain gives 61 logits, but num_tokens is 50; pass num_tokens=61"),
         ({"head": "nowhere"}, "head 'nowhere' is not in Plain"),
         ({"head": nn.Linear(2, 2)}, "head Linear is not a part of Plain"),

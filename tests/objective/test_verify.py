@@ -37,6 +37,13 @@ def test_rows_of_one_token_tell_enough(make_x_transformer):
     assert verify_head(make_x_transformer(use_abs_pos_emb=False), torch.full((2, 16), 5), {}).head == "to_logits"
 
 
+def test_a_weight_without_elements_tells_nothing(plain, ids):
+    plain.nothing = nn.Parameter(torch.zeros(0, 4))
+    forward = plain.forward
+    plain.forward = lambda ids: forward(ids) + plain.nothing.sum()
+    assert verify_head(plain, ids, {}).head == "norm"
+
+
 def test_everything_is_left_as_it_was(make_bert, ids):
     model = make_bert()
     model.cls.eval()

@@ -35,13 +35,14 @@ def test_equals_torch_muon(shape):
 def test_parts_are_stepped_as_matrices_of_their_own():
     torch.manual_seed(0)
     whole = nn.Parameter(torch.zeros(48, 16))
-    parts = [nn.Parameter(torch.zeros(16, 16)) for _ in range(3)]
+    parts = [nn.Parameter(torch.zeros(16, 8)) for _ in range(6)]
     whole.grad = torch.randn(48, 16)
-    for part, gradient in zip(parts, whole.grad.chunk(3), strict=True):
-        part.grad = gradient.clone()
-    Muon([{"params": [whole], "parts": 3}], lr=0.1).step()
+    for i, part in enumerate(parts):
+        down, across = divmod(i, 2)
+        part.grad = whole.grad[16 * down : 16 * (down + 1), 8 * across : 8 * (across + 1)].clone()
+    Muon([{"params": [whole], "parts": (3, 2)}], lr=0.1).step()
     Muon([{"params": parts}], lr=0.1).step()
-    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(whole, torch.cat([torch.cat(row, dim=1) for row in zip(parts[::2], parts[1::2], strict=True)]))
 
 
 def test_parameters_without_a_gradient_stay():
@@ -50,7 +51,7 @@ def test_parameters_without_a_gradient_stay():
     assert torch.equal(still, torch.ones(4, 4))
 
 
-@pytest.mark.parametrize(("shape", "parts"), [((4,), 1), ((4, 4, 4), 1), ((4, 4), 3)])
+@pytest.mark.parametrize(("shape", "parts"), [((4,), (1, 1)), ((4, 4, 4), (1, 1)), ((4, 4), (3, 1)), ((4, 4), (1, 3))])
 def test_what_is_no_matrix_is_refused(shape, parts):
-    with pytest.raises(ValueError, match=r"does not fall into \d matrices; give it to another optimizer"):
+    with pytest.raises(ValueError, match=r"does not fall into \d x \d matrices; give it to another optimizer"):
         Muon([{"params": [nn.Parameter(torch.ones(shape))], "parts": parts}], lr=0.1)

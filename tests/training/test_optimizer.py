@@ -168,9 +168,27 @@ def test_roles_in_models_of_every_kind(kind):
 
 def test_matrices_that_are_several_in_one():
     theirs, own = modernbert(), Own()
-    fused = {f"model.layers.{i}.attn.Wqkv.weight" for i in range(2)}
-    assert names(theirs, parameter_roles(theirs).matrices[3]) == fused
-    assert names(own, parameter_roles(own).matrices[3]) == {"layer.self_attn.in_proj_weight"}
+    for model in (theirs, encoder()):
+        found = parameter_roles(model).matrices
+        assert len(found) == 4
+        for parts, which in {(6, 1): "attn.Wqkv", (1, 2): "attn.Wo", (2, 1): "mlp.Wi"}.items():
+            assert names(model, found[parts]) == {
+                n for n, _ in model.named_parameters() if n.endswith(f"{which}.weight")
+            }
+    found = parameter_roles(own).matrices
+    heads = own.layer.self_attn.num_heads
+    assert names(own, found[3 * heads, 1]) == {"layer.self_attn.in_proj_weight"}
+    assert names(own, found[1, heads]) == {"layer.self_attn.out_proj.weight"}
+
+
+def test_a_projection_that_does_not_fall_into_heads_is_one_matrix():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.Wqkv = 4, nn.Linear(6, 18)
+
+    attention = Attention()
+    assert names(attention, parameter_roles(attention).matrices[1, 1]) == {"Wqkv.weight"}
 
 
 def test_errors():

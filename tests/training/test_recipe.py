@@ -16,16 +16,16 @@ def shape(budget, device=CPU, **facts):
 
 
 def test_shapes_for_budgets():
-    assert shape("30s", peak=400e9) == "tiny"
-    assert shape("10m", peak=400e9) == shape("1h", peak=400e9) == "mini"
+    assert shape("30s", peak=400e9) == shape("5m", peak=400e9) == "nano"
+    assert shape("1h", peak=400e9) == "tiny" and shape("8h", peak=400e9) == "mini"
     assert shape("9m", GPU, peak=700e12) == "small"
     assert shape("1d", GPU, peak=700e12) == "base"
     assert shape("30d", GPU, peak=50e15, corpus_tokens=10**12) == "large"
     assert shape("1d", GPU, peak=700e12, corpus_tokens=10**7) == "small", "a corpus that base would learn by heart"
     assert shape("30d", peak=1e15) == "small", "a CPU trains neither base nor large"
-    assert shape("20steps") == "tiny" and shape("1000steps") == "mini" and shape("100Mtokens") == "small"
+    assert shape("1000steps") == "nano" and shape("100Mtokens") == "mini" and shape("1Btokens") == "small"
     assert shape("3epochs") == "mini", "the corpus is not known yet"
-    assert shape("3epochs", corpus_tokens=20_000_000) == "small" and shape("3epochs", corpus_tokens=2000) == "tiny"
+    assert shape("3epochs", corpus_tokens=20_000_000) == "mini" and shape("3epochs", corpus_tokens=2000) == "nano"
 
 
 @given(st.floats(1, 1e7), st.floats(1, 1e7), st.floats(1e9, 1e15), st.sampled_from([None, 10**5, 10**7, 10**11]))
