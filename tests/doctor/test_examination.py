@@ -290,10 +290,14 @@ def test_ids_outside_the_vocabulary(write):
     assert report.samples == []
 
 
-def test_ids_that_are_padded_already(write):
+def test_padding_at_the_ends_is_no_content_but_padding_in_between_is_reported(write):
     rows = ids()
     for index in (50, 150, 250):
-        rows[index] = [0] * 20 + rows[index]
+        rows[index] = [0] * 20 + rows[index] + [0] * 30
+    report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
+    assert level(report, "special-ids") == "green"
+    for index in (50, 150, 250):
+        rows[index] += rows[index]
     report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
     assert_found(report, "special-ids", "red")
     assert level(look(write(ids()), num_tokens=50, mask_token_id=4, pad_token_id=0), "special-ids") == "green"
