@@ -24,7 +24,7 @@ def write(name, texts):
 
 prose, library = list(topics.values()), Path(sysconfig.get_paths()["stdlib"])
 code = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(library.glob("*.py"))]
-write("general.jsonl", prose[::2])
+write("general.jsonl", [text for place, text in enumerate(prose) if place % 8 != 1])
 write("general_unseen.jsonl", prose[1::8])
 write("domain.jsonl", [text for place, text in enumerate(code) if place % 10])
 write("domain_unseen.jsonl", code[::10])
@@ -34,8 +34,8 @@ PYTHON
 fi
 model=$1 domain=$2 held_out=$3 general=$4
 
-# The tokenizer stays, and tokens are added that shorten the domain's words; the learning rate is a gentle one. The first
-# lines say how badly the old vocabulary fits; kept loss is that on the general text, and should not rise much.
+# The tokenizer stays, and tokens are added that shorten the words of the domain; the learning rate is a gentle one. The first
+# lines say how badly the old vocabulary fits. The loss on the text to keep should not rise much.
 mlm train "$domain" --valid "$held_out" --keep "$general" --model "$model" --extend-vocabulary "$NEW_TOKENS" \
   --out "$OUT" --budget "$BUDGET"
 
