@@ -23,11 +23,12 @@ def run(folder: Path, *command: str, **settings: str) -> str:
         cwd=folder,
         env=os.environ | {"PATH": path, "PYTHONPATH": places, "COLUMNS": "200"} | settings,
         check=False,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stdout
     return ran.stdout
 
 
@@ -39,12 +40,12 @@ def losses(printed: str) -> list[float]:
 def test_an_example_is_short(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_LINES
-    assert max(map(len, lines)) <= 127
+    assert max(map(len, lines)) <= 120
 
 
 def test_a_transformer_of_ones_own_learns(tmp_path):
     first, *_, last = losses(run(tmp_path, sys.executable, str(EXAMPLES / "own_transformer.py"), "60"))
-    assert last < first - 0.5
+    assert last < first - 0.3
     weights = torch.load(tmp_path / "own_transformer.pt", weights_only=True)
     assert {name.partition(".")[0] for name in weights} == {"tokens", "positions", "layers", "head"}
 
@@ -71,9 +72,10 @@ def test_a_model_is_adapted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "runs/adapted/metrics.jsonl").read_text().splitlines()]
     assert any("keep_loss" in line for line in lines)
     before, after = (
-        json.loads((tmp_path / f / "model/config.json").read_text()) for f in ("runs/adapted.start", "runs/adapted")
+        json.loads((tmp_path / run / "model/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        for run in ("runs/adapted.start", "runs/adapted")
     )
-    assert after["vocab_size"] == before["vocab_size"] + 50
+    assert len(after) == len(before) + 50
 
 
 def test_a_fasta_file_becomes_a_protein_model(tmp_path):
@@ -111,3 +113,21 @@ def test_lightning_and_the_trainer_learn(tmp_path):
     assert first == pytest.approx(first_of_trainer, abs=0.1)
     for name in ("lightning", "trainer"):
         AutoModelForMaskedLM.from_pretrained(tmp_path / "runs/lightning_and_trainer" / name)
+
+
+def test_the_notebook_runs(tmp_path):
+    """In a kernel as Jupyter starts it, since its cells are shell commands too."""
+    notebook = tmp_path / "first_hour.ipynb"
+    notebook.write_bytes((EXAMPLES / "first_hour.ipynb").read_bytes())
+    run(tmp_path, "jupyter", "execute", "--inplace", "--timeout=600", str(notebook), BUDGET="3steps")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    assert (tmp_path / "runs/first/model/model.safetensors").is_file()
+
+
+def test_the_notebook_keeps_the_outputs_of_a_run_that_went_through():
+    cells = [c for c in json.loads((EXAMPLES / "first_hour.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(output["output_type"] != "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
