@@ -75,6 +75,25 @@ class SpecialTokens:
         table[list(self.ids)] = True
         return table.to(device)
 
+    def content(self, ids: np.ndarray) -> np.ndarray:
+        """A sequence of ids (L,) without padding at its ends, and without the prefix and suffix inside of it.
+
+        Files of ids often hold rows padded to one length, framed by the tokenizer that made them. A store holds what
+        they contain, and puts the frame around each piece itself.
+
+        >>> special = SpecialTokens(8, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), prefix=(2,), suffix=(3,))
+        >>> special.content(np.array([2, 5, 6, 3, 0, 0]))
+        array([5, 6])
+        """
+        tokens = np.flatnonzero(ids != self.pad_token_id)
+        ids = ids[tokens[0] : tokens[-1] + 1] if len(tokens) else ids[:0]
+        before, after = len(self.prefix), len(self.suffix)
+        if before and tuple(ids[:before].tolist()) == self.prefix:
+            ids = ids[before:]
+        if after and tuple(ids[-after:].tolist()) == self.suffix:
+            ids = ids[:-after]
+        return ids
+
     def drawable_ids(self, device: torch.device | str | None = None) -> Tensor:
         """(num_tokens - len(ids),) int64, sorted: what a random replacement may be."""
         return torch.nonzero(~self.is_special()).flatten().to(device)

@@ -284,7 +284,7 @@ def test_a_budget_alone_chooses_the_rest_and_longer_budgets_keep_it(corpus, tmp_
     """With averaged weights, which `train` checks through transformers, and batches that grow."""
     options = ("--vocab-size", "384", "--seq-len", "48", "--ema", "0.9", "--packs-per-step-end", "2", "--out", tmp_path)
     done = mlm("train", corpus, "--budget", "3steps", *options)
-    assert "chosen for a budget of 3steps on this cpu: --lr 0.004 --model tiny --pack-tokens 2048" in done.stderr
+    assert "chosen for a budget of 3steps on this cpu: --lr 0.004 --model nano --pack-tokens 2048" in done.stderr
     assert "; averaged weights " in done.stderr
     held_out = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "valid_loss" in line]
     assert held_out[-1]["ema_valid_loss"] != held_out[-1]["valid_loss"]
@@ -292,7 +292,7 @@ def test_a_budget_alone_chooses_the_rest_and_longer_budgets_keep_it(corpus, tmp_
     done = mlm("train", corpus, "--budget", "4steps", *options)
     assert "continuing at step 3" in done.stderr and "chosen for" not in done.stderr
     done = mlm("train", corpus, "--budget", "4steps", *options, "--model", "mini", code=2)
-    assert "another configuration (model: tiny -> mini)" in done.stderr
+    assert "another configuration (model: nano -> mini)" in done.stderr
 
 
 def test_five_kills_lose_nothing():

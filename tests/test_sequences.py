@@ -106,11 +106,26 @@ def test_ids_as_numpy_and_as_json(tmp_path):
     check(tmp_path / "run", tmp_path / "events.npy", "17 20 [MASK] 9")
 
 
+def test_rows_of_one_length_lose_their_padding_and_special_ids_are_left_alone(tmp_path):
+    import numpy as np
+
+    rows = np.random.default_rng(0).integers(3, 50, (60, 20))
+    rows[:, 0] = 2  # begins every sequence
+    rows[:, 15:] = 0
+    np.save(tmp_path / "events.npy", rows)
+    special = ("--num-tokens", "50", "--mask-token-id", "1", "--pad-token-id", "0", "--special-ids", "2")
+    printed = mlm("prepare", tmp_path / "events.npy", "--out", tmp_path / "store", *special, "--json").stdout
+    assert json.loads(printed)["tokens"] == 60 * 15
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    assert manifest["special"]["ids"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "holds token ids, and no tokenizer was given"),
         (("--mask-token-id", "1"), "pad"),
+        (("--special-ids", "2"), "name the ids that the corpus reserves"),
         (
             ("--num-tokens", "20", "--mask-token-id", "1", "--pad-token-id", "0"),
             "line 1: id 30 is not less than num_tokens 20",

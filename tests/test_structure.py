@@ -148,7 +148,7 @@ def test_the_annotated_tree_is_true():
 
 def test_tests_mirror_the_package():
     rooms = {path.name for path in PACKAGE.iterdir()}
-    assert {test.parent.name for test in (ROOT / "tests").glob("*/test_*.py")} <= rooms | {"docs"}
+    assert {test.parent.name for test in (ROOT / "tests").glob("*/test_*.py")} <= rooms | {"docs", "examples"}
 
 
 def test_tests_need_no_packages():

@@ -1,5 +1,6 @@
 """SpecialTokens and WordTable as records; deriving a table from a tokenizer is tested in masking/test_words.py."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,26 @@ def test_every_id_may_be_special():
 def test_lists_become_tuples_and_the_record_is_hashable():
     tokens = special(ids=[0, 1, 2, 3, 4], prefix=[2], suffix=[3])
     assert tokens.prefix == (2,) and hash(tokens) == hash(special(prefix=(2,), suffix=(3,)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "content"),
+    [
+        ([5, 6], [5, 6]),
+        ([2, 5, 6, 3], [5, 6]),
+        ([0, 0, 2, 5, 0, 6, 3, 0], [5, 0, 6]),
+        ([5, 3], [5]),
+        ([3, 5, 2], [3, 5, 2]),
+        ([2, 3], []),
+        ([0, 0], []),
+        ([], []),
+    ],
+)
+def test_content_of_a_sequence_that_was_framed_and_padded(ids, content):
+    row = np.array(ids, np.int64)
+    assert special(prefix=(2,), suffix=(3,)).content(row).tolist() == content
+    assert special().content(np.array([2, 5, 3, 0])).tolist() == [2, 5, 3]
+    assert row.tolist() == ids
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def doctor_command(config: DoctorConfig) -> None:
         ValueError: nothing to look at.
         SystemExit: 1, where anything is red.
     """
-    keep_few_shapes()
+    keep_few_shapes(64)  # a trial of seconds has few, and the doctor promises to stay small
     with Display() as display:
         report = examine(config, display.say if not config.json else lambda _: None)
     if config.json:

@@ -97,8 +97,8 @@ def _tokenizer(
     options: CorpusOptions, paths: tuple[str, ...], default: Path | None
 ) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer to use, or the kind to train; neither where the corpus shall decide."""
-    for_ids = ("num_tokens", "mask_token_id", "pad_token_id", "add_special_tokens")
-    given = [f"--{name.replace('_', '-')}" for name in for_ids if getattr(options, name) not in (None, False)]
+    for_ids = ("num_tokens", "mask_token_id", "pad_token_id", "special_ids", "add_special_tokens")
+    given = [f"--{name.replace('_', '-')}" for name in for_ids if getattr(options, name) not in (None, False, ())]
     if given and options.tokenizer:
         raise ValueError(f"{given[0]} describes ids without a tokenizer, but --tokenizer is given; leave out one")
     if given:
@@ -107,6 +107,7 @@ def _tokenizer(
             num_tokens,
             mask_token_id=options.mask_token_id,
             pad_token_id=options.pad_token_id,
+            special_ids=options.special_ids,
             add_special_tokens=options.add_special_tokens,
         )
         return made, None

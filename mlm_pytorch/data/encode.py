@@ -134,7 +134,9 @@ class EncodedBatch:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> EncodedBatch:
-    """Encode texts; sequences that are ids already are taken as they are. Documents without tokens are left out.
+    """Encode texts; of sequences that are ids already take the content, without padding and frame at their ends.
+
+    Documents without tokens are left out.
 
     A function of its arguments alone, which can be sent to another process as they can.
 
@@ -183,7 +185,8 @@ def _with_given_ids(tokenizer: Tokenizer, documents: Sequence[Document]) -> tupl
     texts = [document.text for document in documents if document.ids is None]
     encoded, sizes = tokenizer.encode_arrays(texts) if texts else (np.empty(0), np.empty(0, np.int64))
     of_texts = iter(np.split(encoded, np.cumsum(sizes)[:-1]))
-    parts = [next(of_texts) if document.ids is None else document.ids for document in documents]
+    bare = tokenizer.special.content
+    parts = [next(of_texts) if document.ids is None else bare(document.ids) for document in documents]
     ids = np.concatenate([np.empty(0, np.int64), *parts])
     if len(ids) and int(ids.max()) >= 2**32:
         raise ValueError(f"the corpus holds token id {int(ids.max())}, which no vocabulary has; check the column")

@@ -39,6 +39,8 @@ class CorpusOptions:
     """For a corpus of token ids: which of them is the mask."""
     pad_token_id: int | None = None
     """For a corpus of token ids: which of them is padding."""
+    special_ids: tuple[int, ...] = ()
+    """For a corpus of token ids: one more that masking leaves alone, such as a separator; repeated."""
     add_special_tokens: bool = False
     """For a corpus of token ids: append a mask and a padding token to the vocabulary."""
 

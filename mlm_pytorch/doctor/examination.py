@@ -136,7 +136,7 @@ def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | No
     """The tokenizer, what it is in words, and what is wrong with it."""
     if material.store is not None:
         return load_tokenizer(material.store.tokenizer_folder), "the store's", []
-    for_ids = (config.num_tokens, config.mask_token_id, config.pad_token_id)
+    for_ids = (config.num_tokens, config.mask_token_id, config.pad_token_id, config.special_ids or None)
     if any(option is not None for option in for_ids) or config.add_special_tokens:
         if config.tokenizer:
             raise ValueError("--num-tokens and the like describe ids without a tokenizer; leave out --tokenizer")
@@ -144,6 +144,7 @@ def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | No
             config.num_tokens or _largest_id(material.sample) + 1,
             mask_token_id=config.mask_token_id,
             pad_token_id=config.pad_token_id,
+            special_ids=config.special_ids,
             add_special_tokens=config.add_special_tokens,
         )
         return made, "made for ids", []

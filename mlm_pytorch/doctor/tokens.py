@@ -57,14 +57,16 @@ def encode_sample(tokenizer: Tokenizer, documents: Sequence[Sampled]) -> Encoded
     encoded = iter(_in_batches(tokenizer, texts))
     seconds = time.monotonic() - started
     ids = [
-        np.array(next(encoded), np.int64) if document.ids is None else np.asarray(document.ids, np.int64)
+        np.array(next(encoded), np.int64)
+        if document.ids is None
+        else tokenizer.special.content(np.asarray(document.ids, np.int64))
         for document in chosen
     ]
     lengths = np.array(
         [
             len(row) * max(1.0, document.characters / max(1, len(document.text[:TOKENIZED_DOCUMENT])))
             if document.ids is None
-            else document.characters
+            else document.characters - (len(document.ids) - len(row))
             for row, document in zip(ids, chosen, strict=True)
         ],
         np.float64,
@@ -137,7 +139,7 @@ def check_framing(tokenizer: Tokenizer) -> Finding:
 
 
 def check_reserved(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
-    """Special ids inside documents: a corpus of ids that is framed, padded or masked already."""
+    """Special ids inside documents: a corpus of ids that is joined, padded in between or masked already."""
     special = np.array(tokenizer.special.ids)
     if tokenizer.unknown_id is not None:
         special = special[special != tokenizer.unknown_id]
@@ -151,13 +153,13 @@ def check_reserved(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
         )
     found = sorted({int(i) for row in encoded.ids for i in row[np.isin(row, special)].tolist()})
     names = [tokenizer.backend.id_to_token(i) or str(i) for i in found[:6]]
-    twice = "framing is added again" if framing & set(found) else "these positions are never predicted"
+    twice = "pieces are framed again" if framing & set(found) else "these positions are never predicted"
     return Finding(
         "special-ids",
         level,
         "Documents hold special ids",
         f"{', '.join(names)} in {share:.1%} of documents",
-        f"the documents were padded, framed or masked before; {twice}",
+        f"the documents were joined, padded in between or masked before; {twice}",
         "take them out of the ids, or name other ids with --mask-token-id and --pad-token-id",
         share,
     )

@@ -81,7 +81,7 @@ class PieceStream:
             for document in batch:
                 if document.ids is not None:
                     self.num_bytes = None
-                    ids = np.asarray(document.ids, dtype=np.int64)
+                    ids = self.tokenizer.special.content(np.asarray(document.ids, dtype=np.int64))
                 else:
                     ids = np.array(next(encoded), dtype=np.int64)
                     if self.num_bytes is not None:

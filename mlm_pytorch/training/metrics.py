@@ -100,7 +100,11 @@ class Display:
     PLAIN_EVERY = 10.0
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self.console = console or Console(file=sys.stderr, highlight=False, markup=False, quiet=quiet)
+        # Notebooks set FORCE_COLOR, by which rich takes a pipe for a terminal; a bar would fill it with its pictures.
+        terminal = None if sys.stderr.isatty() else False
+        self.console = console or Console(
+            file=sys.stderr, highlight=False, markup=False, quiet=quiet, force_terminal=terminal
+        )
         self._bar: Progress | None = None
         self._task: Any = None
         self._printed = 0.0

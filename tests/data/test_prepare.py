@@ -341,6 +341,16 @@ def test_sequences_of_ids(tokenizer, tmp_path):
     assert verify_store(tmp_path / "store").tokens == 3
 
 
+def test_of_ids_the_content_is_kept(tokenizer, tmp_path):
+    special = tokenizer.special
+    padded = [special.pad_token_id] * 3
+    framed = [*special.prefix, 7, 8, special.pad_token_id, 9, *special.suffix]
+    rows = Ids([framed + padded, padded + framed, [7, 8], padded, [*special.prefix, *special.suffix]])
+    report = prepare(rows, tmp_path / "store", tokenizer=tokenizer, valid_share=0)
+    assert pieces(tmp_path / "store") == [[7, 8, special.pad_token_id, 9]] * 2 + [[7, 8]]
+    assert report.documents == 3
+
+
 @pytest.mark.parametrize(
     ("sequences", "options", "message"),
     [

@@ -298,10 +298,14 @@ def test_ids_outside_the_vocabulary(write):
     assert report.samples == []
 
 
-def test_ids_that_are_padded_already(write):
+def test_padding_at_the_ends_is_no_content_but_padding_in_between_is_reported(write):
     rows = ids()
     for index in (50, 150, 250):
-        rows[index] = [0] * 20 + rows[index]
+        rows[index] = [0] * 20 + rows[index] + [0] * 30
+    report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
+    assert level(report, "special-ids") == "green"
+    for index in (50, 150, 250):
+        rows[index] += rows[index]
     report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
     assert_found(report, "special-ids", "red")
     assert level(look(write(ids()), num_tokens=50, mask_token_id=4, pad_token_id=0), "special-ids") == "green"
@@ -344,7 +348,7 @@ def test_a_store(texts, write, tokenizer_folder, tmp_path):
         ({}, r"^no corpus is named; give files, globs, folders, a store, or --ranks for a plan alone$"),
         ({"corpus": ("/none/such",)}, r"^/none/such does not exist; check the path of the corpus$"),
         ({"corpus": ("a",), "mix": ("b=1",)}, r"^--mix and the corpus a are both given; name every part with --mix"),
-        ({"ranks": (8,), "model": "huge"}, r"^--model 'huge' is neither a preset \(tiny, .*\) nor a folder$"),
+        ({"ranks": (8,), "model": "huge"}, r"^--model 'huge' is neither a preset \(nano, .*\) nor a folder$"),
         ({"ranks": (0,)}, r"^--ranks 0 is too small; give at least 1$"),
         ({"ranks": (8,), "mask_prob": 0.0}, r"^--mask-prob 0.0 is outside \(0, 1\]; 0.15 to 0.4 is usual$"),
         ({"ranks": (8,), "seq_len": 0}, r"^--seq-len 0 is too small; give at least 1$"),

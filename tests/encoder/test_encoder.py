@@ -255,7 +255,7 @@ def test_input_errors():
         ours(torch.ones(9, dtype=torch.int64), cu_seqlens=torch.tensor([0, 9]))
     with pytest.raises(ValueError, match="need cu_seqlens"):
         ours(torch.ones(9, dtype=torch.int64))
-    with pytest.raises(ValueError, match="preset 'huge' does not exist; choose one of tiny"):
+    with pytest.raises(ValueError, match="preset 'huge' does not exist; choose one of nano, tiny"):
         preset("huge", vocab_size=10)
 
 

@@ -40,6 +40,9 @@ def test_equals_the_store_of_the_same_files(tmp_path):
 def test_documents_of_ids():
     stream = PieceStream([Document("", "cells", np.arange(5, 20))], TOKENIZER, 12, 24)
     assert [len(pack.input_ids) for pack in stream] == [19] and stream.num_bytes is None
+    padded = np.array([*TOKENIZER.special.prefix, 7, 8, *TOKENIZER.special.suffix, TOKENIZER.special.pad_token_id])
+    (pack,) = PieceStream([Document("", "cells", padded)], TOKENIZER, 12, 24)
+    assert pack.input_ids.tolist() == [*TOKENIZER.special.prefix, 7, 8, *TOKENIZER.special.suffix]
     with pytest.raises(ValueError, match="a sequence of cells holds token id 9999, outside the vocabulary"):
         list(PieceStream([Document("", "cells", np.array([9999]))], TOKENIZER, 12, 24))
 

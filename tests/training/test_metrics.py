@@ -54,3 +54,10 @@ def test_a_terminal_gets_a_bar():
     with shown:
         shown.show("training", 0.5, "[i]half[/i]")
     assert "[i]half[/i]" in file.getvalue() and "training" in file.getvalue()
+
+
+def test_a_pipe_is_no_terminal_whatever_the_environment_says(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks do
+    with Display() as display:
+        display.show("training", 0.5, "step 5", force=True)
+    assert capsys.readouterr().err == "training  50%  step 5\n"
