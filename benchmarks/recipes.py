@@ -44,6 +44,7 @@ class Variant:
 
 
 MINI = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
+NANO = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 2}
 VARIANTS: dict[str, Variant] = {
     "final": Variant(),
     # optimizer
@@ -99,6 +100,15 @@ VARIANTS: dict[str, Variant] = {
     "silu": Variant(shape=MINI | {"hidden_activation": "silu"}),
     "untied": Variant(shape=MINI | {"tie_word_embeddings": False}),
     "first weights 0.02": Variant(shape=MINI | {"initializer_range": 0.02}),
+    # the shape of `nano`; compare with that variant
+    "nano, theta 10k": Variant(shape=NANO | {"global_rope_theta": 10_000.0}),
+    "nano, theta 1k": Variant(shape=NANO | {"global_rope_theta": 1_000.0}),
+    "nano, 4 heads": Variant(shape=NANO | {"num_attention_heads": 4}),
+    "nano, 4 layers": Variant(shape=NANO | {"num_hidden_layers": 4}),
+    "nano, 2 layers": Variant(shape=NANO | {"num_hidden_layers": 2}),
+    "nano, untied": Variant(shape=NANO | {"tie_word_embeddings": False}),
+    "nano, first weights 0.02": Variant(shape=NANO | {"initializer_range": 0.02}),
+    "nano, first weights 0.09": Variant(shape=NANO | {"initializer_range": 0.09}),
     # data
     "seq_len 128": Variant("--seq-len 128"),
     "seq_len 512": Variant("--seq-len 512"),

@@ -132,7 +132,7 @@ def find_start(name: str) -> Start:
         return _model_start(name, folder)
     raise ValueError(
         f"--model {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder, no module:factory, and no name of "
-        "the Hub (owner/name)"
+        "the Hub (owner/name); give one of these, or leave it out and one is chosen"
     )
 
 

@@ -149,7 +149,8 @@ class TokenStore:
             lengths = np.diff(offsets)
             if lengths.min(initial=1) < 1 or lengths.max(initial=1) > limit:
                 raise ValueError(
-                    f"{path} holds a piece of {lengths.min()} or {lengths.max()} tokens, outside 1 to {limit}"
+                    f"{path} holds a piece of {lengths.min()} or {lengths.max()} tokens, outside 1 to {limit}; "
+                    "the store is damaged, so prepare it anew"
                 )
             check_ids(values, self.special.num_tokens, str(path))
 

@@ -201,7 +201,10 @@ def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore 
     elif Path(config.model).is_dir():
         shape = load_encoder(Path(config.model)).config
     else:
-        raise ValueError(f"--model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder")
+        raise ValueError(
+            f"--model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; "
+            "name one of these, or give --model FOLDER"
+        )
     for name in ("seq_len", "pack_tokens", "packs_per_step"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -251,7 +251,10 @@ def draw_sample(
         drawing.take(corpus.files[index], start, size, size / max(1, total), part=part)
     if not drawing.spread.seen:
         named = ", ".join(map(str, paths))
-        raise ValueError(corpus.failure or f"the corpus {named} holds no documents ({drawing.empty:,} empty ones)")
+        raise ValueError(
+            corpus.failure
+            or f"the corpus {named} holds no documents ({drawing.empty:,} empty ones); name files with text or ids"
+        )
     return Sample(
         documents=drawing.spread.documents,
         files=len(corpus.files),

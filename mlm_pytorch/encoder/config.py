@@ -68,7 +68,10 @@ class EncoderConfig:
                 f"local_attention {self.local_attention} is odd; half of it lies on each side, so make it even"
             )
         if not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}")
+            raise ValueError(
+                f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}; "
+                "padding is one of the tokens"
+            )
         for name in (self.hidden_activation, self.classifier_activation):
             if name not in ACTIVATIONS:
                 raise ValueError(f"activation {name!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
@@ -94,7 +97,8 @@ class EncoderConfig:
         """
         if config.get("model_type") != "modernbert":
             raise ValueError(
-                f"model_type {config.get('model_type')!r} is not 'modernbert', the built-in encoder's architecture"
+                f"model_type {config.get('model_type')!r} is not 'modernbert', the built-in encoder's architecture; "
+                "transformers loads others"
             )
         if config.get("attention_dropout"):
             raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")

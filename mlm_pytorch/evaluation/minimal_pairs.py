@@ -109,7 +109,8 @@ def _pair(line: str, where: str, name: str) -> MinimalPair:
         if not isinstance(found[field], str) or not found[field].strip():
             has = ", ".join(map(str, list(record)[:8])) or "no fields"
             raise ValueError(
-                f"{where} is no pair: it has no sentence in {' or '.join(_FIELDS[field])} (its fields: {has})"
+                f"{where} is no pair: it has no sentence in {' or '.join(_FIELDS[field])} (its fields: {has}); "
+                "rename those that hold the sentences"
             )
     uid = str(found["uid"] or name)
     return MinimalPair(found["good"], found["bad"], uid, str(found["phenomenon"] or uid))

@@ -109,10 +109,12 @@ def _rows(path: Path) -> list[tuple[str, str]]:
         if number == 1 and (label.strip(), text.strip()) == HEADER:
             continue
         if not tab or not label.strip() or not text.strip():
-            raise ValueError(f"{path} line {number} is not a label, a tab and a text ({line[:40]!r})")
+            raise ValueError(
+                f"{path} line {number} is not a label, a tab and a text ({line[:40]!r}); mend or remove it"
+            )
         rows.append((label.strip(), text))
     if not rows:
-        raise ValueError(f"{path} holds no lines of label, tab, text")
+        raise ValueError(f"{path} holds no lines of label, tab, text; give at least one for each of two labels")
     return rows
 
 

@@ -158,7 +158,7 @@ class TrainConfig(CorpusOptions):
         if self.random_token_prob > self.replace_prob:
             raise ValueError(
                 f"--random-token-prob {self.random_token_prob} exceeds --replace-prob {self.replace_prob}, "
-                "of which it is a part"
+                "of which it is a part; lower the one or raise the other"
             )
         counts = ("pack_tokens", "packs_per_step", "packs_per_step_end", "seq_len", "vocab_size", "keep_checkpoints")
         for name in (*counts, "threads", "shard_ranks", "extend_vocabulary", "evaluations"):
@@ -268,7 +268,8 @@ class TrainConfig(CorpusOptions):
         known = {f.name for f in dataclasses.fields(cls)}
         if set(values) - known:
             raise ValueError(
-                f"config.yaml has fields unknown to this version: {', '.join(sorted(set(values) - known))}"
+                f"config.yaml has fields unknown to this version: {', '.join(sorted(set(values) - known))}; "
+                "go on with the version that wrote it"
             )
         hints = typing.get_type_hints(cls)
         for name, value in values.items():

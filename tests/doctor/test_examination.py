@@ -348,7 +348,7 @@ def test_a_store(texts, write, tokenizer_folder, tmp_path):
         ({}, r"^no corpus is named; give files, globs, folders, a store, or --ranks for a plan alone$"),
         ({"corpus": ("/none/such",)}, r"^/none/such does not exist; check the path of the corpus$"),
         ({"corpus": ("a",), "mix": ("b=1",)}, r"^--mix and the corpus a are both given; name every part with --mix"),
-        ({"ranks": (8,), "model": "huge"}, r"^--model 'huge' is neither a preset \(nano, .*\) nor a folder$"),
+        ({"ranks": (8,), "model": "huge"}, r"^--model 'huge' is neither a preset \(nano, .*\) nor a folder; name one"),
         ({"ranks": (0,)}, r"^--ranks 0 is too small; give at least 1$"),
         ({"ranks": (8,), "mask_prob": 0.0}, r"^--mask-prob 0.0 is outside \(0, 1\]; 0.15 to 0.4 is usual$"),
         ({"ranks": (8,), "seq_len": 0}, r"^--seq-len 0 is too small; give at least 1$"),

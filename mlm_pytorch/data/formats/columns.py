@@ -52,7 +52,10 @@ def read_parquet(file: Path | IO[bytes], reading: Reading, progress: Progress) -
                 row += batch.num_rows
                 progress(row / max(metadata.num_rows, 1))
             if row != metadata.num_rows:
-                raise ValueError(f"{reading.label} has {row} rows, not the {metadata.num_rows} that it promises")
+                raise ValueError(
+                    f"{reading.label} has {row} rows, not the {metadata.num_rows} that it promises; "
+                    "it was cut off or damaged, so fetch or write it anew"
+                )
     except _arrow_errors() as error:
         raise _damaged(error, "Parquet", reading, row) from None
     progress(1)
@@ -129,7 +132,10 @@ def read_hub(name: str, reading: Reading) -> Iterator[Document]:
         try:
             table = next(batches, None)
         except known as error:
-            raise ValueError(f"{reading.label} cannot be read after row {row} ({one_line(error)})") from None
+            raise ValueError(
+                f"{reading.label} cannot be read after row {row} ({one_line(error)}); "
+                "it is damaged, so fetch or write it anew"
+            ) from None
         if table is None:
             return
         columns = columns or _columns(table.schema, reading)
