@@ -8,14 +8,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm_pytorch.masking import OF_WORDS, SELECTIONS, corrupt, flat_scores, select_balanced
 from mlm_pytorch.objective.head import Head, logits_at
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
-from mlm_pytorch.tokens import SpecialTokens, WordTable
+from mlm_pytorch.tokens import IGNORE_INDEX, SpecialTokens, WordTable
 
 BALANCED = "balanced"
+# Each new number of rows costs a matrix product's code anew, which for small models takes longer than the product.
+TARGETS_STEP = 16
 
 
 class Pack(Protocol):
@@ -157,12 +160,25 @@ class PackMasker:
         return MaskedPack(corrupted.input_ids, cu_seqlens.int(), longest, where, input_ids[where], pack.num_tokens)
 
 
-def pack_logits(model: nn.Module, head: Head | None, pack: MaskedPack) -> Tensor:
-    """Logits (K, V) at a pack's selected positions, by a model that takes flat packs."""
+def pack_logits(model: nn.Module, head: Head | None, pack: MaskedPack, positions: Tensor | None = None) -> Tensor:
+    """Logits (K, V) at a pack's selected positions, or at others, by a model that takes flat packs."""
     layout = {"cu_seqlens": pack.cu_seqlens, "max_seqlen": pack.max_seqlen}
+    positions = pack.positions if positions is None else positions
     if head is None:
-        return model(pack.input_ids, **layout)[pack.positions]
-    return logits_at(model, head, pack.positions, pack.input_ids, **layout)
+        return model(pack.input_ids, **layout)[positions]
+    return logits_at(model, head, positions, pack.input_ids, **layout)
+
+
+def rounded_targets(positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and labels (K,) with K rounded up: position 0, without a label, fills up what is missing.
+
+    Example:
+        >>> positions, labels = rounded_targets(torch.tensor([3, 5]), torch.tensor([70, 71]))
+        >>> len(positions), positions.tolist()[:4], labels.tolist()[:4]
+        (16, [3, 5, 0, 0], [70, 71, -100, -100])
+    """
+    missing = -len(labels) % TARGETS_STEP
+    return F.pad(positions, (0, missing)), F.pad(labels, (0, missing), value=IGNORE_INDEX)
 
 
 def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -170,4 +186,5 @@ def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack, *, z_loss: 
 
     `z_loss` as in `cross_entropy`: it is a part of the sum.
     """
-    return cross_entropy_with_hits(pack_logits(model, head, pack), pack.labels, z_loss=z_loss)
+    positions, labels = rounded_targets(pack.positions, pack.labels)
+    return cross_entropy_with_hits(pack_logits(model, head, pack, positions), labels, z_loss=z_loss)

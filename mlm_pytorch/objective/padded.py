@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlm_pytorch.objective.head import find_head, logits_at, logits_of
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
-from mlm_pytorch.objective.packs import Pack, PackMasker
+from mlm_pytorch.objective.packs import Pack, PackMasker, rounded_targets
 from mlm_pytorch.objective.verify import verify_head
 from mlm_pytorch.tokens import SpecialTokens
 
@@ -189,5 +189,6 @@ def padded_loss(
 ) -> tuple[Tensor, Tensor]:
     """Summed loss of a padded batch, to be divided by the count of the whole batch, and how many targets were right."""
     mask = None if rows.is_full else rows.attention_mask
-    logits = interface.logits_at(model, rows.positions, rows.input_ids, mask)
-    return cross_entropy_with_hits(logits, rows.labels, z_loss=z_loss)
+    positions, labels = rounded_targets(rows.positions, rows.labels)
+    logits = interface.logits_at(model, positions, rows.input_ids, mask)
+    return cross_entropy_with_hits(logits, labels, z_loss=z_loss)

@@ -73,6 +73,31 @@ def test_sparse_and_dense_logits_are_the_same():
     assert int(num_correct) == int((dense.argmax(-1) == masked.labels).sum())
 
 
+@pytest.mark.parametrize("rate", [0, 30_000, 300_000, 1_000_000])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_rows_that_fill_up_a_count_change_neither_loss_nor_gradients(rate, z_loss):
+    torch.manual_seed(0)
+    model = Encoder(EncoderConfig(64, 32, 48, 2, 2, max_position_embeddings=64, local_attention=8))
+    pack = build_pack(ListStore([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    masked = PackMasker(SPECIAL, 0)(pack, rate)
+    logits = pack_logits(model, find_head(model), masked)
+    normaliser = logits.logsumexp(-1)
+    expected = torch.nn.functional.cross_entropy(logits, masked.labels, reduction="sum")
+    expected = expected + z_loss * normaliser.square().sum()
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True, materialize_grads=True)
+    seen = []
+    hook = model.decoder.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    loss_sum, num_correct = pack_loss(model, find_head(model), masked, z_loss=z_loss)
+    hook.remove()
+    assert seen == [-(-masked.num_targets // 16) * 16]
+    torch.testing.assert_close(loss_sum, expected, atol=1e-4, rtol=1e-5)
+    assert int(num_correct) == int((logits.argmax(-1) == masked.labels).sum())
+    got = torch.autograd.grad(loss_sum, parameters, allow_unused=True, materialize_grads=True)
+    for ours, plain in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_moving_to_cuda_keeps_everything():
     pack = build_pack(ListStore([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
