@@ -66,6 +66,8 @@ VARIANTS: dict[str, Variant] = {
     # batch
     "1024 a step": Variant("--pack-tokens 1024"),
     "4096 a step": Variant("--packs-per-step 2"),
+    "packs of 4096": Variant("--pack-tokens 4096"),
+    "packs of 8192": Variant("--pack-tokens 8192"),
     "ramp 1024 to 2048": Variant("--pack-tokens 1024 --packs-per-step-end 2"),
     "ramp 1024 to 4096": Variant("--pack-tokens 1024 --packs-per-step-end 4 --ramp 0.8"),
     # masking

@@ -41,7 +41,8 @@ def settle_by_budget(config: TrainConfig, folder: Path, display: Display, world:
     recipe = choose(
         budget,
         device,
-        peak=world.from_main(lambda: measure_peak(device, precision)) * world.size if by_speed else 0.0,
+        peak=world.from_main(lambda: measure_peak(device, precision)) if by_speed else 0.0,
+        processes=world.size,
         corpus_tokens=facts.splits["train"].tokens if facts else None,
         optimizer=config.optimizer or FROM_SCRATCH["optimizer"],
         model=config.model,

@@ -28,7 +28,10 @@ _LEAST_TOKENS = {
     "base": (3e9, 100e6),
     "large": (30e9, 1e9),
 }
-_USED = 0.3  # share of the matmul peak that training reaches: 0.25 to 0.37 seen on two cores
+_USED = 0.3  # share of a GPU's matmul peak that training reaches; not measured here
+# Seconds of a core per token outside matrix products: for any shape, and for each layer and unit of width. Seen on two
+# machines whose matmul peaks differ fourfold, for nano to 12 layers of 768; the forecast is within a fifth for all.
+_REST, _REST_OF_WIDTH = 46e-6, 0.1e-6
 _MASKED = 0.225  # mean share of positions that meet the vocabulary
 _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
 _GPU_PACK = 16_384  # tokens of a pack that keep a GPU busy with a small encoder; not measured here
@@ -61,6 +64,7 @@ def choose(
     device: torch.device,
     *,
     peak: float = 0.0,
+    processes: int = 1,
     corpus_tokens: int | None = None,
     optimizer: str = "muon",
     model: str | None = None,
@@ -69,13 +73,15 @@ def choose(
     """Choose what was left open, so that the loss is lowest when the budget is spent.
 
     The shape is the largest preset that can be trained on enough tokens: those that the budget names, or those that the
-    device can read in the time.
+    device can read in the time. On a CPU that is not told by its matmul peak alone: small shapes spend most of a step
+    outside matrix products.
 
     Args:
         budget: how long to train.
         device: where.
         peak: matrix products of the device in FLOP/s, as `throughput.measure_peak` measures them; needed for budgets of
             time only.
+        processes: that train together, each on such a device.
         corpus_tokens: tokens of the corpus, where known; needed for budgets of epochs.
         optimizer: "muon" or "adamw".
         model: the preset, where it is given, or the folder of a model, which is trained like `base`.
@@ -88,7 +94,7 @@ def choose(
         >>> choose(Budget.parse("30s"), torch.device("cpu"), peak=100e9).model
         'nano'
     """
-    name = model or _shape(budget, device, peak, corpus_tokens)
+    name = model or _shape(budget, device, peak, processes, corpus_tokens)
     trained_like = PRESETS.get(name, PRESETS["base"])
     seq_len = seq_len or trained_like.seq_len
     pack_tokens = max(trained_like.pack_tokens, seq_len)
@@ -98,10 +104,10 @@ def choose(
     return Recipe(name, seq_len, pack_tokens, rates[optimizer])
 
 
-def _shape(budget: Budget, device: torch.device, peak: float, corpus_tokens: int | None) -> str:
+def _shape(budget: Budget, device: torch.device, peak: float, processes: int, corpus_tokens: int | None) -> str:
     chosen = "tiny"
     for name, (least_tokens, least_corpus) in _LEAST_TOKENS.items():
-        tokens = _tokens(budget, name, peak, corpus_tokens)
+        tokens = _tokens(budget, name, device, peak, processes, corpus_tokens)
         if tokens is None:
             return _OF_UNKNOWN_SPEED
         if device.type == "cpu" and name in ("base", "large"):
@@ -111,17 +117,28 @@ def _shape(budget: Budget, device: torch.device, peak: float, corpus_tokens: int
     return chosen
 
 
-def _tokens(budget: Budget, name: str, peak: float, corpus_tokens: int | None) -> float | None:
+def _tokens(
+    budget: Budget, name: str, device: torch.device, peak: float, processes: int, corpus_tokens: int | None
+) -> float | None:
     """Tokens that a preset would be trained on; None where that cannot be told."""
     match budget.unit:
         case "seconds":
-            return budget.amount * _USED * peak / flops_per_token(name, _VOCABULARY)
+            return budget.amount * processes / _seconds_per_token(name, device, peak)
         case "steps":
             return budget.amount * PRESETS[name].pack_tokens
         case "tokens":
             return budget.amount
         case "epochs":
             return None if corpus_tokens is None else budget.amount * corpus_tokens
+
+
+def _seconds_per_token(name: str, device: torch.device, peak: float) -> float:
+    products = flops_per_token(name, _VOCABULARY) / peak
+    if device.type != "cpu":
+        return products / _USED
+    shape = PRESETS[name]
+    rest = _REST + _REST_OF_WIDTH * shape.num_hidden_layers * shape.hidden_size
+    return products + rest / torch.get_num_threads()
 
 
 def flops_per_token(name: str, vocab_size: int, masked: float = _MASKED) -> float:
