@@ -36,12 +36,11 @@ def settle_by_budget(config: TrainConfig, folder: Path, display: Display, world:
         return config
     device, budget, store = world.device, Budget.parse(config.budget), named_store(config)
     facts = Manifest.read(store) if store else None
-    by_speed = config.model is None and budget.unit == "seconds"
     precision = autocast_dtype(config.precision, device) or torch.float32
     recipe = choose(
         budget,
         device,
-        peak=world.from_main(lambda: measure_peak(device, precision)) if by_speed else 0.0,
+        peak=world.from_main(lambda: measure_peak(device, precision)) if budget.unit == "seconds" else 0.0,
         processes=world.size,
         corpus_tokens=facts.splits["train"].tokens if facts else None,
         optimizer=config.optimizer or FROM_SCRATCH["optimizer"],

@@ -34,6 +34,9 @@ _USED = 0.3  # share of a GPU's matmul peak that training reaches; not measured 
 _REST, _REST_OF_WIDTH = 46e-6, 0.1e-6
 _MASKED = 0.225  # mean share of positions that meet the vocabulary
 _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
+# A long run takes larger packs: 10M tokens of nano end at 4.49 nats with 4,096 a step, at 4.60 with 2,048, and take a
+# quarter less time; 1.2M tokens of mini end half a nat worse (docs/results/recipes.md).
+_LONG_RUN, _LONG_RUNS_PACK = 4e6, 4_096
 _GPU_PACK = 16_384  # tokens of a pack that keep a GPU busy with a small encoder; not measured here
 _OF_UNKNOWN_SPEED = "mini"
 
@@ -80,7 +83,7 @@ def choose(
         budget: how long to train.
         device: where.
         peak: matrix products of the device in FLOP/s, as `throughput.measure_peak` measures them; needed for budgets of
-            time only.
+            time only, of which nothing can be told without.
         processes: that train together, each on such a device.
         corpus_tokens: tokens of the corpus, where known; needed for budgets of epochs.
         optimizer: "muon" or "adamw".
@@ -90,7 +93,7 @@ def choose(
     Example:
         >>> ten_minutes = choose(Budget.parse("10m"), torch.device("cpu"), peak=400e9)
         >>> ten_minutes.model, ten_minutes.pack_tokens, ten_minutes.lr
-        ('nano', 2048, 0.004)
+        ('nano', 4096, 0.004)
         >>> choose(Budget.parse("30s"), torch.device("cpu"), peak=100e9).model
         'nano'
     """
@@ -98,6 +101,8 @@ def choose(
     trained_like = PRESETS.get(name, PRESETS["base"])
     seq_len = seq_len or trained_like.seq_len
     pack_tokens = max(trained_like.pack_tokens, seq_len)
+    if name in PRESETS and (_tokens(budget, name, device, peak, processes, corpus_tokens) or 0) >= _LONG_RUN:
+        pack_tokens = max(pack_tokens, _LONG_RUNS_PACK)
     if device.type == "cuda" and name in _SMALL:
         pack_tokens = max(pack_tokens, _GPU_PACK)
     rates = LEARNING_RATES if name in _SMALL else _DEEP_LEARNING_RATES
@@ -123,7 +128,7 @@ def _tokens(
     """Tokens that a preset would be trained on; None where that cannot be told."""
     match budget.unit:
         case "seconds":
-            return budget.amount * processes / _seconds_per_token(name, device, peak)
+            return budget.amount * processes / _seconds_per_token(name, device, peak) if peak else None
         case "steps":
             return budget.amount * PRESETS[name].pack_tokens
         case "tokens":

@@ -52,6 +52,18 @@ def test_a_cpu_with_faster_products_is_not_faster_in_all():
         assert 1 / _seconds_per_token(name, CPU, peak * 1e9) == pytest.approx(speed, rel=0.2), (name, peak)
 
 
+def test_long_runs_take_larger_packs():
+    assert choose(Budget.parse("1m"), CPU, peak=400e9).pack_tokens == 2048
+    assert choose(Budget.parse("10m"), CPU, peak=400e9).pack_tokens == 4096
+    assert choose(Budget.parse("1m"), CPU, peak=400e9, model="mini").pack_tokens == 2048
+    assert choose(Budget.parse("1h"), CPU, peak=400e9, model="mini").pack_tokens == 4096
+    assert (
+        choose(Budget.parse("2000steps"), CPU).pack_tokens == 4096 > choose(Budget.parse("100steps"), CPU).pack_tokens
+    )
+    assert choose(Budget.parse("3epochs"), CPU, corpus_tokens=3_000_000).pack_tokens == 4096
+    assert choose(Budget.parse("1h"), CPU, model="mini").pack_tokens == 2048, "the speed is not known"
+
+
 def test_processes_add_up():
     def reached(processes):
         return choose(Budget.parse("40m"), GPU, peak=50e12, processes=processes).model
