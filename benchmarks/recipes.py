@@ -116,7 +116,7 @@ VARIANTS: dict[str, Variant] = {
     "seq_len 512": Variant("--seq-len 512"),
 }  # fmt: skip
 # What a shape of its own is trained with: the folder of a model would be continued with gentler defaults.
-AS_NEW = "--lr 4e-3 --pack-tokens 2048 --warmup 0.02 --schedule wsd"
+AS_NEW = "--optimizer muon --lr 4e-3 --pack-tokens 2048 --warmup 0.02 --decay 0.6"
 
 
 def run(command: list[str]) -> str:
