@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from mlm_pytorch.cli.habits import explain_habits
 from mlm_pytorch.cli.options import (
     DemoConfig,
     DoctorConfig,
@@ -72,7 +73,8 @@ def parse(arguments: Sequence[str] | None) -> object:
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ValueError(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())) from None
+        habits = explain_habits(sys.argv[1:] if arguments is None else arguments)
+        raise ValueError(habits or re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())) from None
 
 
 def run(command: object) -> None:

@@ -49,7 +49,7 @@ def import_factory(name: str) -> Factory:
     """The function that `module:factory` names; modules beside the user are found too.
 
     Raises:
-        ValueError: a module that does not import, or that has no such function.
+        ValueError: a module that does not import, or that has no such function, or one that takes other arguments.
     """
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -65,6 +65,13 @@ def import_factory(name: str) -> Factory:
         target = getattr(target, part, None)
     if not callable(target):
         raise ValueError(f"--model {name}: {module_name} has no function {attribute}; define it, or name another")
+    try:
+        inspect.signature(target).bind(**asdict(Sizes(0, 0, 0)))
+    except TypeError as error:
+        raise ValueError(
+            f"--model {name} cannot be called as factory(num_tokens=…, max_seq_len=…, pad_token_id=…) ({error}); "
+            "give it these arguments"
+        ) from None
     return target
 
 
@@ -72,15 +79,8 @@ def build(factory: Factory, name: str, sizes: Sizes) -> nn.Module:
     """The module that a factory makes.
 
     Raises:
-        ValueError: a factory that takes other arguments, or returns something else.
+        ValueError: a factory that returns something else.
     """
-    try:
-        inspect.signature(factory).bind(**asdict(sizes))
-    except TypeError as error:
-        raise ValueError(
-            f"--model {name} cannot be called as factory(num_tokens=…, max_seq_len=…, pad_token_id=…) ({error}); "
-            "give it these arguments"
-        ) from None
     model = factory(**asdict(sizes))
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {name} returned {type(model).__name__}, which is no nn.Module; return the model")

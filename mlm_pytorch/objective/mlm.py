@@ -68,6 +68,7 @@ class MLM(nn.Module):
         dense: run the head at every position, without any check.
         pad_mask_argument: the transformer's argument that takes a mask, True at tokens and False at padding. Known for
             Hugging Face models (`attention_mask`) and x-transformers (`mask`); elsewhere nothing is passed without it.
+            One that is True at padding, as torch's `key_padding_mask`, you pass: `mlm(ids, key_padding_mask=ids == 0)`.
         z_loss: weight of the squared log-normaliser in the loss; 1e-4 keeps logits from drifting.
 
     Raises:
@@ -150,6 +151,7 @@ class MLM(nn.Module):
         labels_K = corrupted.labels.flatten().index_select(0, positions_K)
 
         logits_KV = self._logits_at(positions_K, corrupted.input_ids, self._with_pad_mask(seq, kwargs))
+        self._check_width(logits_KV.shape[-1], labels_K)
         loss_sum, num_targets = cross_entropy(logits_KV, labels_K, z_loss=self.z_loss)
         loss = loss_sum / num_targets.clamp(min=1)
 
@@ -184,26 +186,31 @@ class MLM(nn.Module):
         Call it before parameters are sharded (FSDP), which the check can't see through. Warns where the answer is
         nowhere; every position then meets the vocabulary, as slow and as right as without us.
         """
-        transformer = _bare(self.transformer)
-        kwargs = self._with_pad_mask(seq, kwargs)
-        try:
-            verdict = verify_head(transformer, seq, kwargs, head=self._head_name, num_tokens=self._width)
-        except SHAPE_ERRORS as error:  # the model itself fails here; where it is the user's, its own call will say so
-            verdict = Verdict(None, f"the check failed ({type(error).__name__}: {error})")
-        if verdict.head is None:
-            warnings.warn(
-                f"every position of {type(transformer).__name__} passes through its output head, which is slow: "
-                f"{verdict.reason}; name another module as head=, or say dense=True",
-                stacklevel=2,
-            )
-        self._verdict = verdict
+        verdict = self._examine(seq, **self._with_pad_mask(seq, kwargs))
+        self._settle(verdict)
         return verdict
 
+    def _examine(self, seq: Tensor, **kwargs: Any) -> Verdict:
+        try:
+            return verify_head(_bare(self.transformer), seq, kwargs, head=self._head_name, num_tokens=self._width)
+        except SHAPE_ERRORS as error:  # the model itself fails here; where it is the user's, its own call will say so
+            return Verdict(None, f"the check failed ({type(error).__name__}: {error})")
+
+    def _settle(self, verdict: Verdict) -> None:
+        if verdict.head is None:
+            warnings.warn(
+                f"every position of {type(_bare(self.transformer)).__name__} passes through its output head, which is "
+                f"slow: {verdict.reason}; name another module as head=, or say dense=True",
+                stacklevel=3,
+            )
+        self._verdict = verdict
+
     def _logits_at(self, positions_K: Tensor, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        if self._verdict is None and input_ids.numel() >= MIN_TOKENS:
-            _eagerly(self.verify)(input_ids, **kwargs)
-        if self._verdict is not None and self._verdict.head is not None:
-            where = (_path(self.transformer, self._verdict.head), positions_K)
+        verdict = self._verdict
+        if verdict is None and input_ids.numel() >= MIN_TOKENS:
+            verdict = _eagerly(self._examine)(input_ids, **kwargs)
+        if verdict is not None and verdict.head is not None:
+            where = (_path(self.transformer, verdict.head), positions_K)
             logits = _eagerly(logits_at)(self.transformer, *where, input_ids, **kwargs)
         else:
             logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
@@ -213,7 +220,8 @@ class MLM(nn.Module):
                     f"{tuple(input_ids.shape)}; return one row of logits per id, (B, L, V)"
                 )
             logits = logits.flatten(0, 1)
-        self._check_width(logits.shape[-1])
+        if verdict is not None and self._verdict is None:  # not before the transformer has run: its own error says more
+            _eagerly(self._settle)(verdict)
         if logits.shape[0] == input_ids.numel():  # dense, or a compiled transformer that did not see our hook
             logits = logits.index_select(0, positions_K)
         return logits
@@ -284,6 +292,8 @@ class MLM(nn.Module):
             )
 
     def _check_input(self, seq: Tensor, labels: Tensor | None) -> None:
+        if not isinstance(seq, Tensor):
+            raise ValueError(f"ids are of type {type(seq).__name__}; pass a tensor, such as torch.as_tensor(ids)")
         if seq.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"ids are {seq.dtype}; pass token ids as int64, such as seq.long()")
         if seq.dim() != 2:
@@ -298,11 +308,16 @@ class MLM(nn.Module):
         if seq.numel() and not torch.compiler.is_compiling():
             self._check_ids(torch.stack(tuple(seq.aminmax())))
 
-    def _check_width(self, width: int) -> None:
+    def _check_width(self, width: int, labels_K: Tensor) -> None:
         if width == self._width:
             return
         if self._width is not None and (self.num_tokens is not None or self.random_token_prob):
             raise _wrong_width(type(_bare(self.transformer)).__name__, width, self._width)
+        if not torch.compiler.is_compiling() and labels_K.numel() and (highest := int(labels_K.max())) >= width:
+            raise ValueError(
+                f"{type(_bare(self.transformer)).__name__} returned {width} logits per position, which has none for id "
+                f"{highest}; return logits (B, L, V) over the whole vocabulary, not hidden states"
+            )
         self._width = width  # what the head looked like was wrong, or told nothing
 
     def _explain_ids(self, extremes: list[int]) -> str | None:

@@ -156,7 +156,8 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
         max_seq_len: the longest piece that it takes, or None where it sets no limit.
 
     Raises:
-        ValueError: the model does not return logits (B, L, V), V at least as large as the vocabulary.
+        ValueError: the model has no embedding for an id, or does not return logits (B, L, V), V at least as large as
+            the vocabulary.
     """
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
@@ -171,7 +172,13 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
     arguments = interface.arguments(mask)
     was_training = model.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        shape = tuple(logits_of(model.eval()(ids, **arguments), model).shape)
+        try:
+            shape = tuple(logits_of(model.eval()(ids, **arguments), model).shape)
+        except IndexError as error:
+            raise ValueError(
+                f"{type(model).__name__} fails on {length} ids of a vocabulary of {special.num_tokens} ({error}); "
+                "give its embeddings a row for each token and each position"
+            ) from error
     model.train(was_training)
     if shape[:-1] != (2, length) or shape[-1] < special.num_tokens:
         raise ValueError(

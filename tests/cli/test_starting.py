@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from mlm_pytorch.cli import main
+from mlm_pytorch.cli.factory import import_factory
 from mlm_pytorch.data.tokenizer import train_tokenizer
 from mlm_pytorch.training.metrics import read_metrics
 
@@ -244,6 +245,8 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         said = fails(capsys, "train", *arguments, "--out", there / "run", "--budget", "1steps")
         assert expected in said, (arguments, said)
         assert not (there / "run").exists()
+    with pytest.raises(ValueError, match="cannot be called as factory"):  # before a corpus is read
+        import_factory("own_models:other_arguments")
 
 
 def test_activations_may_be_computed_again_from_one_sitting_to_the_next(place, there, capsys):

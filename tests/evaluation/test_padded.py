@@ -76,14 +76,16 @@ def test_errors():
         padded(torch.ones(11, dtype=torch.int64), cu_seqlens=torch.tensor([0, 11]))
     with pytest.raises(ValueError, match="name a masked language model with its own tokenizer"):
         PaddedModel(Narrow(), SPECIAL)
+    with pytest.raises(ValueError, match="Narrow fails on 16 ids of a vocabulary of .*; give its embeddings a row for"):
+        PaddedModel(Narrow(rows=6), SPECIAL)
     with pytest.raises(ValueError, match="holds no token to predict"):
         masked_loss(padded, [], SPECIAL)
 
 
 class Narrow(nn.Module):
-    def __init__(self):
+    def __init__(self, rows=60):
         super().__init__()
-        self.table = nn.Embedding(60, 7)
+        self.table = nn.Embedding(rows, 7)
 
     def forward(self, input_ids, attention_mask):
         return self.table(input_ids)

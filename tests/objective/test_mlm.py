@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+import warnings
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -366,11 +367,53 @@ def test_random_tokens_need_a_vocabulary():
         ),
         (torch.full((2, 8), 77), "id 77 is outside the vocabulary of num_tokens 61; use the tokenizer of this model"),
         (torch.full((2, 8), -100), "id -100 is negative; token ids start at 0"),
+        (torch.zeros(2, 8).numpy(), r"ids are of type ndarray; pass a tensor, such as torch.as_tensor\(ids\)"),
+        ([[5, 6]], "ids are of type list; pass a tensor"),
     ],
 )
 def test_bad_ids(plain, bad, message):
     with pytest.raises(ValueError, match=message):
         MLM(plain)(bad)
+
+
+def test_hidden_states_in_place_of_logits():
+    class Headless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(V, 8), nn.Linear(8, V)
+
+        def forward(self, ids):
+            return self.embedding(ids)
+
+    mlm = MLM(Headless())
+    for _ in range(2):  # what a call finds out must not make the next one say something else
+        with (
+            pytest.warns(UserWarning, match="is called 0 times") if _ == 0 else warnings.catch_warnings(),
+            pytest.raises(
+                ValueError, match="Headless returned 8 logits per position, which has none for id 50; return"
+            ),
+        ):
+            mlm(torch.full((2, 8), 50))
+
+
+def test_a_model_that_fails_is_not_said_to_be_slow(plain, ids):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.as_pair = plain, True
+
+        def forward(self, ids):
+            logits = self.model(ids)
+            return (logits, ids) if self.as_pair else logits
+
+    mlm = MLM(Pair())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="Pair returned tuple, .* wrap it in a module that returns logits"):
+            mlm(ids)
+        mlm.transformer.as_pair = False
+        assert mlm(ids) > 0
+    assert mlm._verdict is not None and mlm._verdict.head is not None, "the failed call does not decide for later ones"
 
 
 def test_labels_of_another_shape(plain, ids):
