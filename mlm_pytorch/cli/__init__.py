@@ -3,13 +3,16 @@
 Heavy modules are imported by the command that needs them, so that `mlm --help` answers soon.
 """
 
+import dataclasses
+import difflib
+import errno
 import io
 import os
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -38,6 +41,23 @@ Command = (
 )
 
 
+# What an option is called elsewhere, and what does it here: the likeliest of docs/moving.md.
+_ELSEWHERE = {
+    "--batch-size": "--pack-tokens (of one forward) and --packs-per-step do it",
+    "--epochs": "--budget 3epochs does it",
+    "--learning-rate": "--lr does it",
+    "--max-seq-length": "--seq-len does it",
+    "--max-steps": "--budget 5000steps does it",
+    "--mlm-probability": "--mask-prob does it",
+    "--num-train-epochs": "--budget 3epochs does it",
+    "--output-dir": "--out does it",
+    "--per-device-train-batch-size": "--pack-tokens, in tokens, does it",
+    "--resume": "the same command again continues a run",
+    "--resume-from-checkpoint": "the same command again continues a run",
+    "--steps": "--budget 5000steps does it",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mlm`; the user's mistakes end with one line on standard error and exit code 2."""
     # Tokenizers start threads of their own; said here, they do not warn of every process that is forked afterwards.
@@ -45,12 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(parse(arguments))
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join((_of_files(error) or str(error)).split())
         print(f"mlm: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("mlm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _of_files(error: ValueError | OSError) -> str | None:
+    """What is wrong with a file or folder, where the system alone said so."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{error.filename}: {error.strerror}; choose a place where you may write, or mend its permissions"
+    return f"{error.filename}: {error.strerror}; check the path"
 
 
 def parse(arguments: Sequence[str] | None) -> object:
@@ -72,7 +101,52 @@ def parse(arguments: Sequence[str] | None) -> object:
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ValueError(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())) from None
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue()).split())
+        raise ValueError(_misspelt(given) or _unreadable(given, text) or text) from None
+
+
+def _misspelt(arguments: Sequence[str]) -> str | None:
+    """What is wrong with arguments that cannot be read, where a command or an option is none of ours."""
+    configs = {part.name: config for config, part in map(get_args, get_args(Command))}
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    command = arguments[0]
+    if command not in configs:
+        near = _nearest(command, list(configs))
+        return f"{command!r} is no command ({', '.join(configs)}); {near}mlm --help explains each"
+    options = {"--help"}
+    for field in dataclasses.fields(configs[command]):
+        name = field.name.replace("_", "-")
+        options |= {f"--{name}"} | ({f"--no-{name}"} if isinstance(field.default, bool) else set())
+    for argument in arguments[1:]:
+        name = _option(argument)
+        if name.startswith("--") and name not in options:
+            known = _ELSEWHERE.get(name) if command == "train" else None
+            near = f"{known}, and " if known else _nearest(name, sorted(options))
+            return f"mlm {command} has no option {argument.partition('=')[0]}; {near}mlm {command} --help lists all"
+    return None
+
+
+def _unreadable(arguments: Sequence[str], text: str) -> str | None:
+    """What is wrong with the value of an option, where the parser says that it is one; `text` is what it says."""
+    found = re.search(r"Error parsing (--[\w-]+).* \1 (\S+)", text)
+    if found is None:
+        return None
+    name, kind = found[1], found[2].removeprefix("{None}|")
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    value = next((b if "=" not in a else a.partition("=")[2] for a, b in pairs if _option(a) == name), "")
+    return f"{name} {value!r} cannot be read as {kind}; mlm {arguments[0]} --help says what it takes"
+
+
+def _option(argument: str) -> str:
+    """The option that an argument names, as the help spells it."""
+    return argument.partition("=")[0].replace("_", "-")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def run(command: object) -> None:
