@@ -348,8 +348,22 @@ def test_mistakes_with_a_corpus(tmp_path):
 def test_mistakes_with_options(run, corpus, tmp_path):
     out = ("--out", tmp_path / "run")
     cases = [
-        (("train", corpus, "--budgit", "3"), "Missing from mlm train: --out PATH"),
-        (("tain",), "mlm --help"),
+        (("train", corpus), "Missing from mlm train: --out PATH"),
+        (
+            ("train", corpus, "--budgit", "3"),
+            "mlm train has no option --budgit; did you mean --budget? mlm train --help",
+        ),
+        (
+            ("train", corpus, *out, "--epochs=3"),
+            "write --budget 3epochs for --epochs; docs/moving.md has all",
+        ),
+        (("train", corpus, *out, "--resume"), "leave out --resume (the same command goes on); docs/"),
+        (("train", corpus, *out, "--no-recompute", "--xyzzy"), "has no option --xyzzy; mlm train --help lists all"),
+        (("fill", run, "--epochs", "3"), "mlm fill has no option --epochs; mlm fill --help lists all"),
+        (("train", corpus, *out, "--lr", "fast"), "--lr 'fast' cannot be read as FLOAT; mlm train --help says what it"),
+        (("train", corpus, *out, "--mask_prob=15%"), "--mask-prob '15%' cannot be read as FLOAT; mlm train --help"),
+        (("tain", corpus), "'tain' is no command (demo, prepare, train, "),
+        (("tain",), "; did you mean train? mlm --help explains each"),
         (("train", *out), "no corpus is named"),
         (("prepare", *out), "no corpus is named"),
         (("fill", run), "no text is given"),
@@ -359,6 +373,9 @@ def test_mistakes_with_options(run, corpus, tmp_path):
         (("train", corpus, *out, "--track", "wandb"), "--track wandb needs the package wandb, which is not installed"),
         (("train", corpus, *out, "--lr", "-1"), "--lr -1.0 is not positive"),
         (("train", corpus, *out, "--stop-before", "5steps"), "--stop-before 5steps is no time"),
+        (("train", corpus, *out, "--checkpoint-every", "0"), "--checkpoint-every '0' cannot be read; write it like"),
+        (("train", corpus, *out, "--tokenizer", "nowhere"), "'nowhere' is unknown; choose one of bpe, "),
+        (("train", corpus, "--out", corpus / "run"), f"{corpus / 'run'}: Not a directory; check the path"),
         (("train", corpus, *out, "--model", "enormous"), "--model 'enormous' is neither a preset"),
         (
             ("train", corpus, *out, "--seq-len", "9000", "--pack-tokens", "9000", "--budget", "1steps"),
@@ -381,6 +398,18 @@ def test_mistakes_with_options(run, corpus, tmp_path):
         assert expected in done.stderr.splitlines()[-1], arguments
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()
+
+
+def test_a_place_where_nothing_may_be_written(corpus, tmp_path, monkeypatch):
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # whoever runs tests as root may write anywhere
+    said = mlm("train", corpus, "--out", tmp_path / "run", code=2).stderr.splitlines()[-1]
+    assert (
+        said
+        == f"mlm: {tmp_path / 'run'}: Permission denied; choose a place where you may write, or mend its permissions"
+    )
 
 
 def test_a_damaged_model_is_named(run, tmp_path):

@@ -3,17 +3,18 @@
 Heavy modules are imported by the command that needs them, so that `mlm --help` answers soon.
 """
 
+import errno
 import io
 import os
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
-from mlm_pytorch.cli.habits import explain_habits
+from mlm_pytorch.cli.mistyped import explain_arguments
 from mlm_pytorch.cli.options import (
     DemoConfig,
     DoctorConfig,
@@ -46,12 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(parse(arguments))
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join((_of_files(error) or str(error)).split())
         print(f"mlm: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("mlm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _of_files(error: ValueError | OSError) -> str | None:
+    """What is wrong with a file or folder, where the system alone said so."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{error.filename}: {error.strerror}; choose a place where you may write, or mend its permissions"
+    return f"{error.filename}: {error.strerror}; check the path"
 
 
 def parse(arguments: Sequence[str] | None) -> object:
@@ -73,8 +83,10 @@ def parse(arguments: Sequence[str] | None) -> object:
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        habits = explain_habits(sys.argv[1:] if arguments is None else arguments)
-        raise ValueError(habits or re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())) from None
+        commands = {part.name: config for config, part in map(get_args, get_args(Command))}
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue()).split())
+        raise ValueError(explain_arguments(given, text, commands) or text) from None
 
 
 def run(command: object) -> None:

@@ -156,8 +156,9 @@ class DoctorConfig(CorpusOptions):
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """As for mlm train: files, globs, folders, - for standard input, or one store. With --ranks it may be left out."""
-    model: str = "mini"
-    """A preset (nano, tiny, mini, small, base, large) or the folder of a ModernBERT model."""
+    model: str | None = None
+    """A preset (nano, tiny, mini, small, base, large) or the folder of a ModernBERT model. By default the preset that
+    mlm train chooses."""
     budget: str = TrainConfig.budget
     """How long you mean to train: 20m, 3h, 5000steps, 2epochs or 1Btokens."""
     seq_len: int | None = None

@@ -134,17 +134,22 @@ def _largest_id(corpus: Corpus | Mixture) -> int:
 def show_preparing(display: Display) -> Callable[[PrepareProgress], None]:
     """A callback for `prepare` that moves the display's bar."""
 
-    doing = {"tokenizer": "reading for the tokenizer", "duplicates": "looking for duplicates", "store": "tokenizing"}
+    doing = {
+        "tokenizer": "reading for the tokenizer",
+        "training": "training the tokenizer",
+        "duplicates": "looking for duplicates",
+        "store": "tokenizing",
+    }
 
     def progress(state: PrepareProgress) -> None:
         share = state.bytes_done / state.bytes_total if state.bytes_total else 0.0
-        status = f"{state.documents:,} documents"
+        left = state.seconds_left_estimate
+        status = "" if left is None else f"{clock(left)} left, "
+        status += f"{state.documents:,} documents"
         if state.stage == "store":
             status += f", {state.tokens:,} tokens"
         if state.bytes_out_estimate is not None:
             status += f", {state.bytes_out_estimate / 1e6:,.0f} MB in all"
-        if state.seconds_left_estimate is not None:
-            status += f", {clock(state.seconds_left_estimate)} left"
         display.show(doing[state.stage], share, status)
 
     return progress

@@ -87,6 +87,10 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     start = find_start(config.model) if checkpoint is None else None
     store, extension = open_store(config, start, folder, display, world)
     valid = held_out(store.folder)
+    if valid is None and checkpoint is None:
+        display.say(
+            "no document is held out, so nothing will tell what the model makes of other text; name some with --valid"
+        )
     learner = _learner(config, start, checkpoint, store, extension, display, world.device)
     config = settle_by_model(config, learner, display if checkpoint is None else None)
     assert config.lr is not None

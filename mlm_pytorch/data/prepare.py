@@ -227,6 +227,7 @@ def _trained_tokenizer(
         return tokenizer
 
     def texts() -> Iterator[str]:
+        number = 0
         for number, document in enumerate(corpus, 1):
             if document.ids is not None:
                 raise ValueError(
@@ -236,6 +237,10 @@ def _trained_tokenizer(
             yield document.text
             if number % 1024 == 0:
                 meter.show(corpus.bytes_done, number)
+        if not number:
+            raise _no_text(corpus, corpus.empty_documents)
+        meter.begin("training", corpus.bytes_done)  # nothing is left to be read
+        meter.show(corpus.bytes_done, number)
 
     meter.begin("tokenizer")
     tokenizer = train_tokenizer(texts(), **making)
@@ -285,15 +290,23 @@ def _write(split: str, encoded: Iterable[EncodedBatch], writing: Writing, partia
         writing.finish_holding_out()
 
 
+def _no_text(corpus: DocumentStream, empty_documents: int) -> ValueError:
+    held = f"only {empty_documents:,} empty documents" if empty_documents else "no documents"
+    return ValueError(f"{_named(corpus)} holds no text ({held}); check the path and the format")
+
+
+def _named(corpus: DocumentStream) -> str:
+    return ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
+
+
 def _require_text(writing: Writing, split: str, corpus: DocumentStream) -> None:
     if any(writer.documents for writer in writing.writers if writer.split == split):
         return
-    named = ", ".join(file.label for file in islice(corpus.files, 3)) + (", …" if len(corpus.files) > 3 else "")
     position = writing.positions[split]
     if position.documents and not writing.documents_without_tokens:
+        named = _named(corpus)
         raise ValueError(f"every document of {named} repeats one that is held out; leave out --drop-duplicates")
-    held = f"only {position.empty_documents:,} empty documents" if position.empty_documents else "no documents"
-    raise ValueError(f"{named} holds no text ({held}); check the path and the format")
+    raise _no_text(corpus, position.empty_documents)
 
 
 def _check_options(

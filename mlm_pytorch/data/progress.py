@@ -11,7 +11,7 @@ from pathlib import Path
 class PrepareProgress:
     """How far a preparation has come, as given to the `progress` callback."""
 
-    stage: str  # "tokenizer", "duplicates" or "store"
+    stage: str  # "tokenizer" (it is read for), "training" (of the tokenizer), "duplicates" or "store"
     bytes_done: int  # of the corpus files, compressed
     bytes_total: int | None  # None where an input is a pipe
     documents: int

@@ -8,7 +8,7 @@ examine:       DoctorConfig -> Report
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ from mlm_pytorch.masking import derive_words
 from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.tokens import SpecialTokens, WordTable
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.recipe import choose
+from mlm_pytorch.training.schedule import Budget
+from mlm_pytorch.training.step import autocast_dtype
+from mlm_pytorch.training.throughput import measure_peak
 
 LEARNED_FROM = 1 << 22  # characters for a tokenizer that stands for the one to be trained
 MASKED_SHOWN = 3
@@ -93,11 +97,14 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     if not config.corpus and not config.mix:
         if not config.ranks:
             raise ValueError("no corpus is named; give files, globs, folders, a store, or --ranks for a plan alone")
+        config = _settled(config, None, device)
         setup = _setup(config, None, None, device)
         plans, found = _plans(config, setup)
         return Report({}, None, found, [], None, None, plans, time.monotonic() - started)
     say("reading")
     material = read_material(config)
+    chosen = config.model is None
+    config = _settled(config, material.store, device)
     findings = list(material.findings)
     sample = material.sample
     tokenizer, about, trouble = _tokenizer(config, material)
@@ -119,7 +126,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
         findings += looked.findings
         samples = looked.samples
         if not looked.broken:
-            say("trying the model")
+            say(f"trying {config.model}" + (f", which mlm train would choose for {config.budget}" if chosen else ""))
             trial, expected, found = looked.tried()
             findings += found
     if config.ranks:
@@ -130,6 +137,22 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
 
 
 # -- with what ---------------------------------------------------------------------------------------------------------
+
+
+def _settled(config: DoctorConfig, store: TokenStore | None, device: torch.device) -> DoctorConfig:
+    """With the model that `mlm train` would choose, where none is named."""
+    if config.model is not None:
+        return config
+    budget = Budget.parse(config.budget)
+    precision = autocast_dtype(config.precision, device) or torch.float32
+    chosen = choose(
+        budget,
+        device,
+        peak=measure_peak(device, precision) if budget.unit == "seconds" else 0.0,
+        corpus_tokens=store.num_tokens if store is not None else None,
+        optimizer=config.optimizer,
+    )
+    return replace(config, model=chosen.model)
 
 
 def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | None, str | None, list[Finding]]:
@@ -149,6 +172,7 @@ def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | No
         )
         return made, "made for ids", []
     named = config.tokenizer
+    assert config.model is not None
     if named is None and config.model not in PRESETS:
         named = str(model_folder(Path(config.model)))
     if named is not None and (Path(named).is_dir() or os.sep in named):
@@ -194,6 +218,7 @@ def _largest_id(sample: Sample) -> int:
 
 
 def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore | None, device: torch.device) -> Setup:
+    assert config.model is not None
     recipe = PRESETS[config.model if config.model in PRESETS else "base"]
     if config.model in PRESETS:
         special = tokenizer.special if tokenizer else SpecialTokens(RANKS_VOCABULARY, 1, 0, (0, 1))
@@ -313,8 +338,8 @@ class _Tokens:
 
     def _model(self) -> Encoder:
         torch.manual_seed(0)
-        if self.config.model not in PRESETS:
-            return load_encoder(Path(self.config.model))
+        if self.setup.model not in PRESETS:
+            return load_encoder(Path(self.setup.model))
         encoder = Encoder(self.setup.config)
         counts = np.zeros(self.tokenizer.special.num_tokens, np.int64)
         for ids in self.encoded.ids:

@@ -142,13 +142,13 @@ class TrainConfig(CorpusOptions):
         if not self.corpus and not self.mix:
             raise ValueError("no corpus is named; give files, globs, folders, a store, or - for standard input")
         Budget.parse(self.budget)
-        if Budget.parse(self.checkpoint_every).unit not in ("seconds", "steps"):
+        if Budget.parse(self.checkpoint_every, "--checkpoint-every").unit not in ("seconds", "steps"):
             raise ValueError(
                 f"--checkpoint-every {self.checkpoint_every} is neither a time nor steps; write it like 5m or 500steps"
             )
-        if self.keep_every is not None and Budget.parse(self.keep_every).unit != "steps":
+        if self.keep_every is not None and Budget.parse(self.keep_every, "--keep-every").unit != "steps":
             raise ValueError(f"--keep-every {self.keep_every} is no number of steps; write it like 1000steps")
-        if self.stop_before is not None and Budget.parse(self.stop_before).unit != "seconds":
+        if self.stop_before is not None and Budget.parse(self.stop_before, "--stop-before").unit != "seconds":
             raise ValueError(f"--stop-before {self.stop_before} is no time; write it like 3h50m")
         choose_trackers(self.track)
         self._check_learning()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Column
 
 
 class MetricsFile:
@@ -112,8 +113,10 @@ class Display:
     def __enter__(self) -> "Display":
         if self.console.is_terminal and not self.console.quiet:
             columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
-            columns.append(TextColumn("{task.fields[status]}", markup=False))
-            self._bar = Progress(*columns, console=self.console, transient=False, refresh_per_second=4)
+            # On a narrow terminal the end of the status gives way, not the title or the bar.
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            columns.append(TextColumn("{task.fields[status]}", markup=False, table_column=rest))
+            self._bar = Progress(*columns, console=self.console, transient=False, refresh_per_second=4, expand=True)
             self._bar.start()
         return self
 

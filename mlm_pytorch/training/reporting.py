@@ -169,7 +169,7 @@ class Reporter:
         self._shown = now
         self.metrics.flush()  # whoever follows the file sees whole lines, about as new as the console
         rate = tokens_per_pack * self._last.get("fill", 1.0) / (self.seconds_per_pack or float("inf"))
-        status = f"{described(self._last, rate)}, {clock(seconds_left)} left"
+        status = f"{clock(seconds_left)} left, {described(self._last, rate)}"  # what matters most is cut last
         self.display.show("training", share, status, force=force)
 
 

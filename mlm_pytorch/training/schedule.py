@@ -36,8 +36,8 @@ class Budget:
     amount: float
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read `20m`, `1h30m`, `5000steps`, `2epochs`, `1Btokens`.
+    def parse(cls, text: str, name: str = "budget") -> "Budget":
+        """Read `20m`, `1h30m`, `5000steps`, `2epochs`, `1Btokens`; `name` is what messages call it.
 
         Raises:
             ValueError: anything else, and amounts that are not positive.
@@ -45,7 +45,7 @@ class Budget:
         parts = re.findall(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
         rest = re.sub(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", "", text).strip()
         units = [_UNITS.get(unit) for _, unit in parts]
-        rule = f"budget {text!r} cannot be read; write it like 20m, 3h, 1h30m, 5000steps, 2epochs or 1Btokens"
+        rule = f"{name} {text!r} cannot be read; write it like 20m, 3h, 1h30m, 5000steps, 2epochs or 1Btokens"
         if not parts or rest or None in units:
             raise ValueError(rule)
         known = [unit for unit in units if unit is not None]
@@ -53,7 +53,7 @@ class Budget:
             raise ValueError(rule)
         amount = sum(float(number) * scale for (number, _), (_, scale) in zip(parts, known, strict=True))
         if amount <= 0:
-            raise ValueError(f"budget {text!r} is not positive; write it like 20m or 5000steps")
+            raise ValueError(f"{name} {text!r} is not positive; write it like 20m or 5000steps")
         return cls(known[0][0], amount)
 
     def steps(self, capacity: int, tokens_per_epoch: int, ramp: "BatchRamp | None" = None) -> int | None:

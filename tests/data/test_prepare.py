@@ -176,7 +176,8 @@ def test_progress(tokenizer, tmp_path, monkeypatch):
     corpus.write_bytes(gzip.compress(lines.encode()))
     seen: list[PrepareProgress] = []
     report = prepare([corpus], tmp_path / "store", progress=seen.append)
-    assert [state.stage for state in seen[:2]] == ["tokenizer", "tokenizer"]
+    assert [state.stage for state in seen[:3]] == ["tokenizer", "tokenizer", "training"]
+    assert seen[2].documents == 3000 and seen[2].seconds_left_estimate is None
     stored = [state for state in seen if state.stage == "store"]
     assert len(stored) > 10
     for name in ("bytes_done", "documents", "tokens"):
@@ -506,8 +507,8 @@ def test_wrong_options(tokenizer, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"(holds no text \(no documents\); check the path|there is no text to train a tokenizer on)"),
-        (b'{"text": " "}\n' * 3, r"(holds no text \(only 3 empty documents\)|there is no text)"),
+        (b"", r"a.jsonl holds no text \(no documents\); check the path"),
+        (b'{"text": " "}\n' * 3, r"a.jsonl holds no text \(only 3 empty documents\)"),
         (b'{"text": "good"}\n' * 500 + b"{", r"line 501 is not JSON"),
     ],
 )

@@ -333,6 +333,14 @@ def test_truncation_that_loses_text(write, texts, tokenizer_folder):
     assert_found(report, "long-documents")
 
 
+@pytest.mark.parametrize(("budget", "model"), [("10steps", "nano"), ("20000steps", "mini"), ("1s", "nano")])
+def test_the_model_is_the_one_that_training_would_choose(write, texts, tokenizer_folder, budget, model):
+    said: list[str] = []
+    config = DoctorConfig(corpus=(write(texts),), tokenizer=str(tokenizer_folder), budget=budget, trial_seconds=0.0)
+    examine(config, said.append)
+    assert said[-1] == f"trying {model}, which mlm train would choose for {budget}"
+
+
 def test_a_store(texts, write, tokenizer_folder, tmp_path):
     prepare(Corpus([write(texts)]), tmp_path / "store", tokenizer=load_tokenizer(tokenizer_folder), seq_len=64)
     report = look(str(tmp_path / "store"))

@@ -56,6 +56,16 @@ def test_a_terminal_gets_a_bar():
     assert "[i]half[/i]" in file.getvalue() and "training" in file.getvalue()
 
 
+def test_a_narrow_terminal_keeps_title_bar_and_the_beginning():
+    shown, file = display(terminal=True)
+    with shown:
+        shown.show("reading for the tokenizer", 1.0, "0:00 left, 12 documents")
+        shown.show("training", 0.5, "12:34 left, step 1,200, " + "and more, " * 20)
+    lines = [line for line in file.getvalue().replace("\r", "\n").splitlines() if "step 1,200" in line]
+    assert lines and all("12:34 left, step 1,200" in line and "━" in line and "…" in line for line in lines)
+    assert "reading for the tokenizer" in file.getvalue()
+
+
 def test_a_pipe_is_no_terminal_whatever_the_environment_says(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks do
     with Display() as display:

@@ -35,7 +35,7 @@ def parse_kind(kind: str) -> tuple[TokenizerKind, int]:
     if name not in TOKENIZER_KINDS or (colon and name != "kmer"):
         raise ValueError(
             f"tokenizer kind {kind!r} is unknown; choose one of {', '.join(TOKENIZER_KINDS)} "
-            f"(kmer:3 for another k than {DEFAULT_K})"
+            f"(kmer:3 for another k than {DEFAULT_K}), or a folder that holds a tokenizer"
         )
     if colon and not (number.isdecimal() and number.isascii() and 1 <= int(number) <= LARGEST_K):
         raise ValueError(

@@ -26,17 +26,17 @@ def test_other_mistakes_and_other_commands_are_told_as_before():
     assert explain_habits(["evaluate", "runs/mine", "--max_seq_length", "128"]) is None
     assert explain_habits(["train", "x.txt", "--out", "run", "--no-such-thing"]) is None
     assert explain_habits([]) is None
-    with pytest.raises(ValueError, match="Unrecognized options: --no-such-thing"):
+    with pytest.raises(ValueError, match="mlm train has no option --no-such-thing; "):
         parse(["train", "x.txt", "--out", "run", "--no-such-thing"])
 
 
 def test_the_table_of_moving_md_has_every_option():
-    page = (Path(__file__).parents[1] / "docs" / "moving.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "moving.md").read_text(encoding="utf-8")
     section = page.split("## From `run_mlm.py`")[1].split("\n## ")[0]
     rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")]
     told = {name for row in rows for name in re.findall(r"--(\w+)", row)}
     same_name = {"seed", "weight_decay"}
-    asked = {*WRITE, *LEAVE_OUT} - {"epochs", "batch_size"}  # of other programs
+    asked = {*WRITE, *LEAVE_OUT} - {"epochs", "batch_size", "steps", "resume"}  # of other programs
     assert asked - told == set()
     assert told - asked - same_name == set()
 

@@ -1,0 +1,65 @@
+"""What is wrong with arguments that cannot be read, in one line, and what may have been meant."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlm_pytorch.cli.habits import explain_habits
+
+
+def explain_arguments(arguments: Sequence[str], text: str, commands: Mapping[str, Any]) -> str | None:
+    """What is wrong with `arguments`, of which the parser says `text`; None where the parser says it best.
+
+    Args:
+        arguments: as typed after `mlm`.
+        text: the parser's own words.
+        commands: the dataclass of options of each command.
+
+    >>> @dataclasses.dataclass
+    ... class Options:
+    ...     budget: str = "10m"
+    >>> explain_arguments(["train", "--buget", "3m"], "", {"train": Options})
+    'mlm train has no option --buget; did you mean --budget? mlm train --help lists all'
+    """
+    return explain_habits(arguments) or _misspelt(arguments, commands) or _unreadable(arguments, text)
+
+
+def _misspelt(arguments: Sequence[str], commands: Mapping[str, Any]) -> str | None:
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    command = arguments[0]
+    if command not in commands:
+        near = _nearest(command, list(commands))
+        return f"{command!r} is no command ({', '.join(commands)}); {near}mlm --help explains each"
+    options = {"--help"}
+    for field in dataclasses.fields(commands[command]):
+        name = field.name.replace("_", "-")
+        options |= {f"--{name}"} | ({f"--no-{name}"} if isinstance(field.default, bool) else set())
+    for argument in arguments[1:]:
+        name = _option(argument)
+        if name.startswith("--") and name not in options:
+            near = _nearest(name, sorted(options))
+            return f"mlm {command} has no option {argument.partition('=')[0]}; {near}mlm {command} --help lists all"
+    return None
+
+
+def _unreadable(arguments: Sequence[str], text: str) -> str | None:
+    found = re.search(r"Error parsing (--[\w-]+).* \1 (\S+)", text)
+    if found is None:
+        return None
+    name, kind = found[1], found[2].removeprefix("{None}|")
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    value = next((b if "=" not in a else a.partition("=")[2] for a, b in pairs if _option(a) == name), "")
+    return f"{name} {value!r} cannot be read as {kind}; mlm {arguments[0]} --help says what it takes"
+
+
+def _option(argument: str) -> str:
+    """The option that an argument names, as the help spells it."""
+    return argument.partition("=")[0].replace("_", "-")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}? " if near else ""
