@@ -7,7 +7,7 @@ examine:       DoctorConfig -> Report
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mlm_pytorch.data.tokenizer import (
     tokenizer_for_ids,
     train_tokenizer,
 )
-from mlm_pytorch.data.tokenizer.content import kind_of_content
+from mlm_pytorch.data.tokenizer.content import fits_alphabet, kind_of_content
 from mlm_pytorch.doctor.findings import Finding, Level, by_gravity, worst
 from mlm_pytorch.doctor.fit import check_text_fit
 from mlm_pytorch.doctor.languages import check_languages
@@ -103,7 +103,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     tokenizer, about, trouble = _tokenizer(config, material)
     findings += trouble
     say("looking at texts")
-    sequences = bool(sample.texts) and kind_of_content(sample.texts[:2000]) in SEQUENCES
+    sequences = bool(sample.texts) and _are_sequences(sample.texts[:2000], tokenizer)
     if material.store is not None and tokenizer is not None:
         sample = with_text(sample, tokenizer)
     if sample.texts:
@@ -178,6 +178,12 @@ def _learned(
     made = train_tokenizer(texts, config.vocab_size or size, named or kind)
     used = sum(map(len, texts))
     return made, f"{made.kind}, trained on {used / 1e6:.1f} MB of the sample (training learns it from more)", []
+
+
+def _are_sequences(texts: Sequence[str], tokenizer: Tokenizer | None) -> bool:
+    """Whether texts are DNA or proteins, by their letters, or by the tokenizer that was named and an alphabet that fits."""
+    named = (tokenizer.kind or "").partition(":")[0] if tokenizer is not None else ""
+    return kind_of_content(texts) in SEQUENCES or (named in SEQUENCES and fits_alphabet(texts, named))
 
 
 def _no_tokenizer(seen: str, remedy: str) -> Finding:

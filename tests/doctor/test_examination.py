@@ -268,6 +268,19 @@ def test_dna_with_a_tokenizer_of_words_and_text_with_one_of_dna(write, texts, to
     assert look(write(sequences)).level != "red"
 
 
+def test_a_kind_named_for_sequences_that_do_not_show_it(write, texts):
+    draw = random.Random(0)
+    peptides = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(8, 14))) for _ in range(200)]
+    for documents in (peptides, [("".join(peptides[i : i + 9])).lower() for i in range(100)]):
+        report = look(write(documents), tokenizer="amino-acids")
+        assert level(report, "kind") == "green"
+        assert "no-blanks" not in {finding.check for finding in report.findings}
+    reads = ["".join(draw.choices("ACGTRYKM", [9, 9, 9, 9, 1, 1, 1, 1], k=60)) for _ in range(100)]
+    assert level(look(write(reads), tokenizer="kmer"), "kind") == "green"
+    run_together = ["".join(filter(str.isalpha, text)) for text in texts]
+    assert_found(look(write(run_together), tokenizer="amino-acids"), "kind", "red")
+
+
 def test_words_that_are_whole_documents(write, tokenizer_folder, texts):
     glued = [text.replace(" ", "").replace(".", "") if i % 100 == 50 else text for i, text in enumerate(texts)]
     assert_found(look(write(glued), tokenizer=str(tokenizer_folder), selection="words"), "words")
