@@ -16,6 +16,7 @@ from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.doctor.examination import Report, examine
 from mlm_pytorch.doctor.fit import check_case
+from mlm_pytorch.doctor.tokens import check_vocabulary_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LEVELS = ("green", "yellow", "red")
@@ -327,6 +328,27 @@ def test_padding_at_the_ends_is_no_content_but_padding_in_between_is_reported(wr
 def test_ids_without_a_tokenizer(write):
     assert_found(look(write(ids())), "tokenizer", "red")
     assert look(write(ids()), add_special_tokens=True).level != "red"
+
+
+def test_a_vocabulary_that_is_settled_is_not_told_to_learn_a_smaller_one():
+    remedies = [check_vocabulary_size(4117, 99_999, kind).remedy for kind in ("kmer:6", "ids", "bpe", None)]
+    assert "--tokenizer kmer:3" in remedies[0] and "rare ids" in remedies[1]
+    assert all("--vocab-size" in remedy for remedy in remedies[2:])
+
+
+def test_ids_with_gaps(write):
+    report = look(write([[i * 50 for i in range(200)] * 5] * 40), num_tokens=10_000, add_special_tokens=True)
+    assert "--vocab-size" not in " ".join(finding.remedy or "" for finding in report.findings)
+    assert_found(report, "vocabulary")
+
+
+def test_an_architecture_that_is_not_tried(write, texts, tmp_path, tokenizer_folder):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "bert")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        ValueError, match=r"is of type 'bert', .* architecture only; .* pass --tokenizer .*bert --trial-s"
+    ):
+        look(write(texts), model=str(folder))
 
 
 # -- setups ------------------------------------------------------------------------------------------------------------

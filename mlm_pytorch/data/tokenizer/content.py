@@ -63,7 +63,7 @@ def kind_of_content(texts: Sequence[str]) -> TokenizerKind:
 
 
 def fits_alphabet(texts: Sequence[str], kind: TokenizerKind) -> bool:
-    """Whether texts may be sequences of a kind that someone named, "kmer" or "amino-acids", where letters leave a doubt.
+    """Whether texts may be sequences of a kind that someone named, "kmer" or "amino-acids", where letters are in doubt.
 
     Short ones, lower case and many codes are no objection here, white space and the letters of words are.
 
