@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mlm_pytorch.cli.doctor import _show_sample
 from mlm_pytorch.cli.options import DoctorConfig
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.doctor.examination import Report, examine
 from mlm_pytorch.doctor.fit import check_case
+from mlm_pytorch.doctor.masks import MaskedSample, ShownToken
 from mlm_pytorch.doctor.tokens import check_vocabulary_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -426,3 +429,17 @@ def test_real_clean_corpora_have_nothing_red(name, options):
     report = look(str(DATA / name), **options)
     assert report.level != "red", report.findings
     assert sum(f.level == "yellow" for f in report.findings) <= 5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        (["[CLS]", "when", "a", "fil", "##m", ",", "i"], "[CLS] when a film, i"),
+        (["[CLS]", "M", "K", "T"], "[CLS]MKT"),
+        (["[CLS]", "Some", " film", "s"], "[CLS]Some films"),
+    ],
+)
+def test_samples_read_like_text(tokens, shown):
+    console = Console(record=True, width=200)
+    _show_sample(MaskedSample(tuple(ShownToken(token, None, False) for token in tokens), len(tokens), 0.0), console)
+    assert console.export_text().strip().removeprefix(f"{len(tokens)} tokens, 0% predicted:").strip() == shown
