@@ -7,7 +7,7 @@ examine:       DoctorConfig -> Report
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mlm_pytorch.data.tokenizer import (
     tokenizer_for_ids,
     train_tokenizer,
 )
-from mlm_pytorch.data.tokenizer.content import kind_of_content
+from mlm_pytorch.data.tokenizer.content import fits_alphabet, kind_of_content
 from mlm_pytorch.doctor.findings import Finding, Level, by_gravity, worst
 from mlm_pytorch.doctor.fit import check_text_fit
 from mlm_pytorch.doctor.languages import check_languages
@@ -43,8 +43,9 @@ from mlm_pytorch.doctor.tokens import (
     encode_sample,
 )
 from mlm_pytorch.doctor.trial import Forecast, Trial, check_forecast, check_loss, forecast, free_resources, run_trial
-from mlm_pytorch.encoder import PRESETS, Encoder, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, preset
 from mlm_pytorch.huggingface import load_encoder, model_folder
+from mlm_pytorch.huggingface.folder import read_config
 from mlm_pytorch.masking import derive_words
 from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.tokens import SpecialTokens, WordTable
@@ -110,7 +111,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     tokenizer, about, trouble = _tokenizer(config, material)
     findings += trouble
     say("looking at texts")
-    sequences = bool(sample.texts) and kind_of_content(sample.texts[:2000]) in SEQUENCES
+    sequences = bool(sample.texts) and _are_sequences(sample.texts[:2000], tokenizer)
     if material.store is not None and tokenizer is not None:
         sample = with_text(sample, tokenizer)
     if sample.texts:
@@ -204,6 +205,23 @@ def _learned(
     return made, f"{made.kind}, trained on {used / 1e6:.1f} MB of the sample (training learns it from more)", []
 
 
+def _shape_of(folder: Path) -> EncoderConfig:
+    """The shape of the encoder in a folder. Others than the built-in one are not tried, and not guessed at."""
+    kind = read_config(model_folder(folder)).get("model_type")
+    if kind != "modernbert":
+        raise ValueError(
+            f"--model {folder} is of type {kind!r}, and the doctor tries ModernBERT's architecture only; to look at a "
+            f"corpus with its tokenizer, pass --tokenizer {folder} --trial-seconds 0 in its place"
+        )
+    return load_encoder(folder).config
+
+
+def _are_sequences(texts: Sequence[str], tokenizer: Tokenizer | None) -> bool:
+    """Whether texts are DNA or proteins, by their letters, or by a tokenizer whose alphabet they fit."""
+    named = (tokenizer.kind or "").partition(":")[0] if tokenizer is not None else ""
+    return kind_of_content(texts) in SEQUENCES or (named in SEQUENCES and fits_alphabet(texts, named))
+
+
 def _no_tokenizer(seen: str, remedy: str) -> Finding:
     return Finding(
         "tokenizer", "red", "No tokenizer to train with", seen, "nothing can be masked or padded without one", remedy
@@ -224,7 +242,7 @@ def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore 
         special = tokenizer.special if tokenizer else SpecialTokens(RANKS_VOCABULARY, 1, 0, (0, 1))
         shape = preset(config.model, vocab_size=special.num_tokens, pad_token_id=special.pad_token_id)
     elif Path(config.model).is_dir():
-        shape = load_encoder(Path(config.model)).config
+        shape = _shape_of(Path(config.model))
     else:
         raise ValueError(
             f"--model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; "
@@ -294,7 +312,7 @@ class _Tokens:
         if not self.broken:
             found += check_text_fit(tokenizer, self.encoded)
             found.append(check_words(self.words, self.encoded, config.selection))
-            found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total))
+            found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total, tokenizer.kind))
             found += self._masked()
         found.append(check_entries(setup, tokenizer.special.num_tokens))
         self.findings = found + check_setup(setup, self.encoded.lengths)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlm_pytorch.data.tokenizer import Tokenizer
-from mlm_pytorch.data.tokenizer.content import kind_of_content
+from mlm_pytorch.data.tokenizer.content import fits_alphabet, kind_of_content
 from mlm_pytorch.doctor.findings import Finding, level_of, shortened
 from mlm_pytorch.doctor.tokens import SEQUENCES, TOKENIZED_DOCUMENT, Encoded
 
@@ -119,6 +119,10 @@ def check_kind(tokenizer: Tokenizer, texts: Sequence[str]) -> Finding:
     """A tokenizer of words for DNA or proteins, or one of sequences for text."""
     suited = kind_of_content(texts[:2000])
     kind = (tokenizer.kind or _kind_of(tokenizer)).partition(":")[0]
+    if suited == "bpe" and kind in SEQUENCES and fits_alphabet(texts[:2000], kind):
+        return Finding(
+            "kind", "green", "tokenizer and content are of one kind", f"{kind}; nearly all letters are of its alphabet"
+        )
     clash = (suited in SEQUENCES) != (kind in (*SEQUENCES, "characters", "bytes"))
     if suited in SEQUENCES and kind in ("characters", "bytes"):
         clash = False

@@ -242,13 +242,21 @@ def check_vocabulary(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
         "Most of the vocabulary does not occur",
         seen,
         "entries that do not occur take parameters, memory and time at every step, and are never learned",
-        "train a tokenizer on this corpus (leave --tokenizer out), or a smaller one with --vocab-size",
+        "number the ids that occur anew, without gaps; leave it if more of them are to come"
+        if tokenizer.kind == "ids"
+        else "train a tokenizer on this corpus (leave --tokenizer out), or a smaller one with --vocab-size",
         used,
     )
 
 
-def check_vocabulary_size(entries: int, tokens: float) -> Finding:
-    """Whether a corpus of so many tokens can teach a vocabulary of so many entries."""
+_SMALLER = {
+    "kmer": "choose a smaller k, such as --tokenizer kmer:3, or find more sequences",
+    "ids": "leave out or merge rare ids, or find more sequences",
+}
+
+
+def check_vocabulary_size(entries: int, tokens: float, kind: str | None = None) -> Finding:
+    """Whether a corpus of so many tokens can teach a vocabulary of so many entries, of a tokenizer of a kind."""
     per_entry = tokens / max(1, entries)
     seen = f"about {tokens:,.0f} tokens for {entries:,} entries: {per_entry:,.0f} each"
     if per_entry >= 100 or entries <= 512:
@@ -259,7 +267,7 @@ def check_vocabulary_size(entries: int, tokens: float) -> Finding:
         "The vocabulary is too large for the corpus",
         seen,
         "most entries are seen too rarely to be learned",
-        "choose a smaller --vocab-size, or find more text",
+        _SMALLER.get((kind or "").partition(":")[0], "choose a smaller --vocab-size, or find more text"),
         per_entry,
     )
 

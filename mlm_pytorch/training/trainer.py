@@ -417,6 +417,7 @@ class Trainer:
         if not self.progress.total_steps:
             self._plan(batch)
             mark = time.monotonic()
+        self._paused = 0.0  # an evaluation before the first step is no part of that step
         while True:
             packs_before = self.feed.position.next_pack
             values, result = self.take(batch)

@@ -163,6 +163,7 @@ def test_any_masked_language_model_is_continued(name, place, there, capsys):
     assert "the tokenizer makes" in said and "every position" not in said
     lines = read_metrics(there / "whole/metrics.jsonl")
     assert lines[0]["step"] == 0 and lines[-1]["step"] == 4 and lines[-1]["valid_loss"] < lines[0]["valid_loss"]
+    assert max(line.get("tokens_per_second", 0) for line in lines) < 1e8  # measured first, which is no part of a step
     # stopped at a checkpoint and continued, it is the same to the last bit
     mlm(*run, "--out", there / "parts", "--budget", "4steps")
     for later in (there / "parts/checkpoints").glob("step-4"):

@@ -98,6 +98,8 @@ def test_nucleotides(texts):
         [text + "*" for text in PROTEINS],
         [*PROTEINS, "MKTXXXXUB"],
         PROTEINS[:3],
+        [text[:9] + text[9:20].lower() + text[20:] for text in PROTEINS],  # soft-masked
+        [text[: len(text) // 2 + 1] + text[len(text) // 2 + 1 :].lower() for text in PROTEINS],
     ],
 )
 def test_proteins(texts):
@@ -124,6 +126,7 @@ HASHES = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(200)]
         GENES * 9,
         [" ".join(GENES)] * 9,
         keyword.kwlist * 9,
+        [ENGLISH.title().replace(" ", "").replace(",", "").replace(".", "")] * 9,  # names in CamelCase
         ["act", "cat", "gnat", "tact", "aunt"] * 99,
         ["CAT", "TAG", "ACT", "GAGA"] * 99,
         ["N" * 100, "NNNNNNNNNNNNNNNNNNNNNN"],

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mlm_pytorch.cli.doctor import _show_sample
 from mlm_pytorch.cli.options import DoctorConfig
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.doctor.examination import Report, examine
 from mlm_pytorch.doctor.fit import check_case
+from mlm_pytorch.doctor.masks import MaskedSample, ShownToken
+from mlm_pytorch.doctor.tokens import check_vocabulary_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LEVELS = ("green", "yellow", "red")
@@ -268,6 +272,19 @@ def test_dna_with_a_tokenizer_of_words_and_text_with_one_of_dna(write, texts, to
     assert look(write(sequences)).level != "red"
 
 
+def test_a_kind_named_for_sequences_that_do_not_show_it(write, texts):
+    draw = random.Random(0)
+    peptides = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(8, 14))) for _ in range(200)]
+    for documents in (peptides, [("".join(peptides[i : i + 9])).lower() for i in range(100)]):
+        report = look(write(documents), tokenizer="amino-acids")
+        assert level(report, "kind") == "green"
+        assert "no-blanks" not in {finding.check for finding in report.findings}
+    reads = ["".join(draw.choices("ACGTRYKM", [9, 9, 9, 9, 1, 1, 1, 1], k=60)) for _ in range(100)]
+    assert level(look(write(reads), tokenizer="kmer"), "kind") == "green"
+    run_together = ["".join(filter(str.isalpha, text)) for text in texts]
+    assert_found(look(write(run_together), tokenizer="amino-acids"), "kind", "red")
+
+
 def test_words_that_are_whole_documents(write, tokenizer_folder, texts):
     glued = [text.replace(" ", "").replace(".", "") if i % 100 == 50 else text for i, text in enumerate(texts)]
     assert_found(look(write(glued), tokenizer=str(tokenizer_folder), selection="words"), "words")
@@ -314,6 +331,27 @@ def test_padding_at_the_ends_is_no_content_but_padding_in_between_is_reported(wr
 def test_ids_without_a_tokenizer(write):
     assert_found(look(write(ids())), "tokenizer", "red")
     assert look(write(ids()), add_special_tokens=True).level != "red"
+
+
+def test_a_vocabulary_that_is_settled_is_not_told_to_learn_a_smaller_one():
+    remedies = [check_vocabulary_size(4117, 99_999, kind).remedy for kind in ("kmer:6", "ids", "bpe", None)]
+    assert "--tokenizer kmer:3" in remedies[0] and "rare ids" in remedies[1]
+    assert all("--vocab-size" in remedy for remedy in remedies[2:])
+
+
+def test_ids_with_gaps(write):
+    report = look(write([[i * 50 for i in range(200)] * 5] * 40), num_tokens=10_000, add_special_tokens=True)
+    assert "--vocab-size" not in " ".join(finding.remedy or "" for finding in report.findings)
+    assert_found(report, "vocabulary")
+
+
+def test_an_architecture_that_is_not_tried(write, texts, tmp_path, tokenizer_folder):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "bert")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        ValueError, match=r"is of type 'bert', .* architecture only; .* pass --tokenizer .*bert --trial-s"
+    ):
+        look(write(texts), model=str(folder))
 
 
 # -- setups ------------------------------------------------------------------------------------------------------------
@@ -399,3 +437,17 @@ def test_real_clean_corpora_have_nothing_red(name, options):
     report = look(str(DATA / name), **options)
     assert report.level != "red", report.findings
     assert sum(f.level == "yellow" for f in report.findings) <= 5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        (["[CLS]", "when", "a", "fil", "##m", ",", "i"], "[CLS] when a film, i"),
+        (["[CLS]", "M", "K", "T"], "[CLS]MKT"),
+        (["[CLS]", "Some", " film", "s"], "[CLS]Some films"),
+    ],
+)
+def test_samples_read_like_text(tokens, shown):
+    console = Console(record=True, width=200)
+    _show_sample(MaskedSample(tuple(ShownToken(token, None, False) for token in tokens), len(tokens), 0.0), console)
+    assert console.export_text().strip().removeprefix(f"{len(tokens)} tokens, 0% predicted:").strip() == shown
