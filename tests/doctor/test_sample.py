@@ -146,5 +146,7 @@ def test_a_mixture_has_documents_by_weight(tmp_path):
 
 def test_a_corpus_of_blank_lines(tmp_path):
     (tmp_path / "blank.txt").write_text("\n \n\n")
-    with pytest.raises(ValueError, match=r"^the corpus .*blank\.txt holds no documents \(3 empty ones\); name files with text or ids$"):
+    with pytest.raises(
+        ValueError, match=r"^the corpus .*blank\.txt holds no documents \(3 empty ones\); name files with text or ids$"
+    ):
         draw_sample([tmp_path / "blank.txt"])
