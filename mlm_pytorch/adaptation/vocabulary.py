@@ -12,7 +12,8 @@ cut as before save for pieces that are now one:
 - Unigram: the score of a new token is the sum of its pieces' scores and a hair more, so it wins against just this way
   of cutting, and against no other.
 - WordPiece takes the longest match from the left, so a new token may cut a word elsewhere than before ("cardiol" would
-  cut "cardio##logy"). Every word that was counted is cut again, and tokens that move a border are refused.
+  cut "cardio##logy", "film" cuts "fil##ms"). Every word that was counted is cut again, and tokens that cut elsewhere
+  as many of them as they shorten are refused.
 """
 
 import heapq
@@ -77,17 +78,16 @@ def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int)
     joined = _joining(content["model"], kind)
     known = set(names.values())
     refused: set[str] = set()
+    on_the_way: list[Pair] = []
     pairs: list[Pair] = []
     for _ in range(_ROUNDS):
-        pairs = list(_most_frequent_pairs(words, num_tokens, joined, known | refused))
-        moved = (
-            _moved_borders(content["model"], words, [joined(pair) for pair in pairs]) if kind == "WordPiece" else set()
-        )
-        if not moved:
+        on_the_way = list(_most_frequent_pairs(words, num_tokens, joined, known, refused))
+        pairs = [pair for pair in on_the_way if joined(pair) not in refused]
+        harmful = _harmful(content["model"], words, [joined(pair) for pair in pairs]) if kind == "WordPiece" else set()
+        if not harmful:
             break
-        refused |= moved
-    else:
-        pairs = _without(pairs, joined, refused)
+        refused |= harmful
+    pairs = [pair for pair in pairs if joined(pair) not in refused]
     if not pairs:
         raise ValueError(
             f"no two pieces of the corpus come together {LEAST_COUNT} times, so nothing would be gained; leave "
@@ -96,7 +96,7 @@ def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int)
     first = tokenizer.special.num_tokens
     _write_tokens(content, kind, pairs, joined, first, names)
     parts: dict[str, tuple[int, ...]] = {name: (id,) for id, name in names.items()}
-    for pair in pairs:
+    for pair in on_the_way:
         parts[joined(pair)] = parts[pair[0]] + parts[pair[1]]
     pieces = {first + i: parts[joined(pair)] for i, pair in enumerate(pairs)}
     # Files of older formats would contradict tokenizer.json; transformers reads that alone.
@@ -110,18 +110,6 @@ def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int)
     return Extension(extended, pieces)
 
 
-def _without(pairs: list[Pair], joined: Callable[[Pair], str], refused: set[str]) -> list[Pair]:
-    """Pairs whose token is not refused, nor made of one that is."""
-    gone = set(refused)
-    kept = []
-    for pair in pairs:
-        if gone & {joined(pair), *pair}:
-            gone.add(joined(pair))
-        else:
-            kept.append(pair)
-    return kept
-
-
 def _joining(model: dict[str, Any], kind: str) -> Callable[[Pair], str]:
     """What the token of two pieces is called; a mark of continuation is written at its head only."""
     prefix = model.get("continuing_subword_prefix") or "" if kind != "Unigram" else ""
@@ -132,11 +120,12 @@ def _joining(model: dict[str, Any], kind: str) -> Callable[[Pair], str]:
 
 
 def _most_frequent_pairs(
-    words: Counter[tuple[str, ...]], num_tokens: int, joined: Callable[[Pair], str], taken: set[str]
+    words: Counter[tuple[str, ...]], num_tokens: int, joined: Callable[[Pair], str], taken: set[str], refused: set[str]
 ) -> Iterator[Pair]:
-    """Pairs of neighbours in the order in which they are joined; `taken` are names that no new token may have.
+    """Pairs of neighbours in the order in which they are joined, until so many make a token that is not `refused`.
 
-    Each step costs the number of words that hold the pair, and a look at a heap.
+    `taken` are names that no new token may have. What is refused is joined all the same, since WordPiece needs no token
+    on the way to a longer one. Each step costs the number of words that hold the pair, and a look at a heap.
     """
     cuts = [list(word) for word in words]
     counts = list(words.values())
@@ -161,7 +150,7 @@ def _most_frequent_pairs(
         if token in taken or pair[1].startswith("\u2581"):
             continue
         taken.add(token)
-        found += 1
+        found += token not in refused
         yield pair
         changed: Counter[Pair] = Counter()
         for index in holders.pop(pair):
@@ -199,30 +188,40 @@ def _join(cut: list[str], pair: Pair, token: str) -> list[str]:
 # -- WordPiece: what a longest match from the left makes of it -------------------------------------------------------
 
 
-def _moved_borders(model: dict[str, Any], words: Counter[tuple[str, ...]], tokens: list[str]) -> set[str]:
-    """The new tokens that cut some word where it was not cut before."""
+def _harmful(model: dict[str, Any], words: Counter[tuple[str, ...]], tokens: list[str]) -> set[str]:
+    """The new tokens after which a word can't be cut, or that cut elsewhere as many words as they shorten.
+
+    A word that is cut elsewhere is a price to be weighed: "film" is no token without "film ##s" in place of "fil ##ms".
+    One that gets longer counts once for each piece that it gains.
+    """
     prefix = model["continuing_subword_prefix"]
     vocabulary = set(model["vocab"]) | set(tokens)
     new = set(tokens)
-    moved: set[str] = set()
-    for word in words:
+    ending: set[str] = set()
+    shortened: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
+    for word, count in words.items():
         text = "".join(piece.removeprefix(prefix) if i else piece for i, piece in enumerate(word))
-        borders, at = set(), 0
-        for i, piece in enumerate(word):
-            at += len(piece) - (len(prefix) if i else 0)
-            borders.add(at)
-        start = 0
+        borders = {*itertools.accumulate(len(piece) - (len(prefix) if i else 0) for i, piece in enumerate(word))}
+        cut, blamed, start = 0, None, 0
         while start < len(text):
             end = len(text)
             while end > start and (prefix if start else "") + text[start:end] not in vocabulary:
                 end -= 1
             piece = (prefix if start else "") + text[start:end]
-            if piece in new and end not in borders:
-                moved.add(piece)
-            if end == start or end not in borders:
+            if piece in new and blamed is None:
+                if end in borders:
+                    shortened[piece] += count
+                else:
+                    blamed = piece
+            if end == start:  # no token begins as the rest does
+                if blamed is not None:
+                    ending.add(blamed)
                 break
-            start = end
-    return moved
+            start, cut = end, cut + 1
+        if blamed is not None:
+            moved[blamed] += count * max(1, cut - len(word))
+    return ending | {token for token, count in moved.items() if count >= shortened[token]}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from mlm_pytorch.adaptation import count_pieces, extend_embeddings, extend_vocabulary, tokenizer_fit
-from mlm_pytorch.adaptation.vocabulary import _moved_borders
-from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlm_pytorch.adaptation.vocabulary import _harmful
+from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer_of_files, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.masking import derive_words
 
@@ -46,7 +46,7 @@ def words(tokenizer: Tokenizer, text: str) -> list[tuple[str, tuple[int, ...]]]:
     encoding = tokenizer.encodings([text])[0]
     found: dict[int, list] = {}
     for word, span in zip(encoding.word_ids, encoding.offsets, strict=True):
-        found.setdefault(word, []).append(span)
+        found.setdefault(word or 0, []).append(span)
     return [(text[spans[0][0] : spans[-1][1]], tuple(end for _, end in spans)) for spans in found.values()]
 
 
@@ -106,12 +106,36 @@ def test_tokens_save_most_first():
     assert count_pieces(saved[0].tokenizer, DOMAIN * 20).num_pieces == counts.num_pieces - times
 
 
-def test_a_wordpiece_token_that_would_move_a_border_is_refused():
-    vocabulary = {name: i for i, name in enumerate(["car", "##dio", "##dio##", "##logy", "##l", "##ogy"])}
-    model = {"continuing_subword_prefix": "##", "vocab": vocabulary}
-    seen = Counter({("car", "##dio", "##logy"): 3, ("car", "##dio", "##l"): 2})
-    assert _moved_borders(model, seen, ["##diol"]) == {"##diol"}
-    assert _moved_borders(model, seen, ["cardio", "##diology"]) == set()
+def test_a_wordpiece_token_that_harms_is_refused():
+    names = ["car", "##dio", "##logy", "##l", "##ogy", "##o", "##gy", "##dies", "##d", "##ies"]
+    model = {"continuing_subword_prefix": "##", "vocab": {name: i for i, name in enumerate(names)}}
+    seen = Counter({("car", "##dio", "##logy"): 3, ("car", "##dio", "##l"): 4, ("car", "##dies"): 3})
+    assert _harmful(model, seen, ["cardio", "##diology"]) == set()
+    # "cardiology" as car ##diol ##ogy is as long as before, and "cardiol", shortened, is more frequent
+    assert _harmful(model, seen, ["##diol"]) == set()
+    assert _harmful(model, seen + Counter({("car", "##dio", "##logy"): 1}), ["##diol"]) == {"##diol"}
+    # "cardies" would end as card ##ies with "card", as long; without ##ies it is longer, or has no end at all
+    assert _harmful(model, Counter({("car", "##dies"): 3, ("car", "##d"): 4}), ["card"]) == set()
+    model["vocab"] = {name: i for i, name in enumerate([*names[:-1], "##i", "##es"])}
+    assert _harmful(model, Counter({("car", "##dies"): 3, ("car", "##d"): 3}), ["card"]) == {"card"}
+    assert _harmful(model, Counter({("car", "##dies"): 3, ("car", "##d"): 4}), ["card"]) == set(), "one piece longer"
+    model["vocab"] = {name: i for i, name in enumerate(names[:-1])}
+    assert _harmful(model, Counter({("car", "##dies"): 3, ("car", "##d"): 9}), ["card"]) == {"card"}
+
+
+def test_wordpiece_gets_a_word_whose_plural_is_cut_elsewhere():
+    names = ["[PAD]", "[UNK]", "[MASK]", "fil", "##m", "##ms", "##s"]
+    backend = Backend(models.WordPiece({name: id for id, name in enumerate(names)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = {"mask_token": "[MASK]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    files = {"tokenizer.json": backend.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    tokenizer = make_tokenizer_of_files(files, "a tokenizer")
+    counts = count_pieces(tokenizer, ["film film film film films"] * 30)
+    extended = extend_vocabulary(tokenizer, counts, 1).tokenizer
+    cuts = [
+        [t.backend.encode(w, add_special_tokens=False).tokens for w in ("film", "films")] for t in (tokenizer, extended)
+    ]
+    assert cuts == [[["fil", "##m"], ["fil", "##ms"]], [["film"], ["film", "##s"]]]
 
 
 def test_added_tokens_behind_a_unigram_vocabulary_keep_their_ids():
@@ -124,8 +148,6 @@ def test_added_tokens_behind_a_unigram_vocabulary_keep_their_ids():
             {"mask_token": "[MASK]", "pad_token": "[PAD]", "unk_token": "<unk>"}
         ).encode(),
     }
-    from mlm_pytorch.data.tokenizer import make_tokenizer_of_files
-
     tokenizer = make_tokenizer_of_files(files, "a tokenizer")
     extension = extend_vocabulary(tokenizer, count_pieces(tokenizer, ["abcd ab cd abcd"] * 5), 3)
     vocabulary = extension.tokenizer.backend.get_vocab()
