@@ -400,6 +400,12 @@ def test_mistakes_with_options(run, corpus, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_a_corpus_too_small_to_hold_any_out_says_so(tmp_path):
+    (tmp_path / "one.txt").write_text("One short document.\n")
+    said = mlm("train", tmp_path / "one.txt", "--out", tmp_path / "run", "--budget", "1steps", "--model", "tiny").stderr
+    assert "no document is held out, so nothing will tell what the model makes of other text; name some with" in said
+
+
 def test_a_place_where_nothing_may_be_written(corpus, tmp_path, monkeypatch):
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))

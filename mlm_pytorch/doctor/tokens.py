@@ -259,7 +259,7 @@ def check_vocabulary_size(entries: int, tokens: float, kind: str | None = None) 
     """Whether a corpus of so many tokens can teach a vocabulary of so many entries, of a tokenizer of a kind."""
     per_entry = tokens / max(1, entries)
     seen = f"about {tokens:,.0f} tokens for {entries:,} entries: {per_entry:,.0f} each"
-    if per_entry >= 100 or entries <= 512:
+    if per_entry >= 100 or (entries <= 512 and per_entry >= 3):
         return Finding("vocabulary-size", "green", "the corpus can teach the vocabulary", seen, value=per_entry)
     return Finding(
         "vocabulary-size",

@@ -371,6 +371,10 @@ def test_truncation_that_loses_text(write, texts, tokenizer_folder):
     assert_found(report, "long-documents")
 
 
+def test_a_corpus_of_one_short_document(write):
+    assert_found(look(write(["One short document."])), "vocabulary-size", "red")
+
+
 @pytest.mark.parametrize(("budget", "model"), [("10steps", "nano"), ("20000steps", "mini"), ("1s", "nano")])
 def test_the_model_is_the_one_that_training_would_choose(write, texts, tokenizer_folder, budget, model):
     said: list[str] = []
