@@ -286,4 +286,11 @@ class TrainConfig(CorpusOptions):
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
         open_again = {k for k in self.chosen if pairs[k][1] is None} | {"chosen"}
-        return [f"{k}: {a} -> {b}" for k, (a, b) in pairs.items() if k not in MAY_CHANGE | open_again and a != b]
+        changed = {k: both for k, both in pairs.items() if k not in MAY_CHANGE | open_again and both[0] != both[1]}
+        return [f"{k}: {_as_typed(a)} -> {_as_typed(b)}" for k, (a, b) in changed.items()]
+
+
+def _as_typed(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "nothing"
+    return "left open" if value is None else str(value)

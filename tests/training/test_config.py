@@ -44,7 +44,10 @@ def test_what_was_left_open_may_be_left_open_again():
     assert begun.differences(config(lr=1e-3)) == []
     assert begun.differences(config(lr=1e-3, model="mini")) == []
     assert begun.differences(config(lr=1e-3, model="tiny")) == ["model: mini -> tiny"]
-    assert begun.differences(config()) == ["lr: 0.001 -> None"]
+    assert begun.differences(config()) == ["lr: 0.001 -> left open"]
+    assert begun.differences(config(lr=1e-3, model="mini", corpus=("a.txt", "b.txt"))) == [
+        "corpus: a.txt b -> a.txt b.txt"
+    ]
 
 
 def test_what_depends_on_progress():
