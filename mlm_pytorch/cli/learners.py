@@ -188,5 +188,10 @@ def make_learner(
         )
     if interface.mask_argument is None:
         say(f"{type(model).__name__} takes no padding mask (an argument attention_mask or mask), so it sees padding")
+    if interface.sees_padding:
+        say(
+            f"{type(model).__name__} sees padding in spite of its argument {interface.mask_argument}, which is True at "
+            "tokens here; if yours is True at padding, as torch's key_padding_mask, turn it round in forward"
+        )
     double = copy.deepcopy(model).cpu()
     return RowsLearner(model, tokenizer, save_tokenizer, checked, interface, longest, double, factory)

@@ -17,7 +17,7 @@ from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, m
 from mlm_pytorch.objective.checks import LateCheck
 from mlm_pytorch.objective.head import Head, find_head, head_width, logits_at, logits_of, name_of
 from mlm_pytorch.objective.loss import cross_entropy
-from mlm_pytorch.objective.padded import known_pad_mask_argument
+from mlm_pytorch.objective.padded import known_pad_mask_argument, sees_padding
 from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
 
@@ -110,6 +110,7 @@ class MLM(nn.Module):
         self.z_loss = z_loss
         self.progress = 0.0
         self.pad_mask_argument = pad_mask_argument or known_pad_mask_argument(_bare(transformer))
+        self._trusts_mask = pad_mask_argument is None  # else it is tried on the first batch with padding
 
         bare = _bare(transformer)
         self._head_name = None if head is None else name_of(bare, head)
@@ -152,6 +153,8 @@ class MLM(nn.Module):
 
         logits_KV = self._logits_at(positions_K, corrupted.input_ids, self._with_pad_mask(seq, kwargs))
         self._check_width(logits_KV.shape[-1], labels_K)
+        if not self._trusts_mask:
+            _eagerly(self._try_mask)(seq, kwargs)
         loss_sum, num_targets = cross_entropy(logits_KV, labels_K, z_loss=self.z_loss)
         loss = loss_sum / num_targets.clamp(min=1)
 
@@ -245,6 +248,20 @@ class MLM(nn.Module):
             return kwargs
         is_token = is_token | ~is_token.any(dim=-1, keepdim=True)  # a row without tokens must not become NaN
         return {**kwargs, name: is_token.long() if name == "attention_mask" else is_token}
+
+    def _try_mask(self, seq: Tensor, kwargs: dict[str, Any]) -> None:
+        name, is_token = self.pad_mask_argument, seq != self.pad_token_id
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if name in kwargs or not alone or bool(is_token.all()) or not bool(is_token.any(dim=-1).all()):
+            return  # other processes may have no padding, and a sharded transformer would wait for them
+        self._trusts_mask = True
+        if sees_padding(_bare(self.transformer), seq, is_token, self._with_pad_mask(seq, kwargs)):
+            warnings.warn(
+                f"{type(_bare(self.transformer)).__name__} sees padding in spite of {name}=, which is True at tokens; "
+                f"where it is True at padding, as torch's key_padding_mask, pass it yourself: mlm(ids, {name}=ids == "
+                f"{self.pad_token_id})",
+                stacklevel=2,
+            )
 
     def _as_corrupted(self, seq: Tensor, labels: Tensor) -> Corrupted:
         labels = labels.long().masked_fill(labels == self.pad_token_id, IGNORE_INDEX)

@@ -4,7 +4,7 @@ Shapes: B rows, L width, K selected positions, V vocabulary.
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,11 +122,14 @@ class RowsInterface:
             pass through the head.
         mask_argument: the name of its padding mask, None where it takes none.
         reason: why there is no such head.
+        sees_padding: whether its logits at tokens change with what stands at padding, in spite of the mask. Known for
+            modules of the user's own.
     """
 
     head: str | None
     mask_argument: str | None
     reason: str = ""
+    sees_padding: bool = False
 
     def arguments(self, attention_mask: Tensor | None) -> dict[str, Any]:
         """The keyword arguments for a mask (B, L), bool; None where there is no padding."""
@@ -143,6 +146,27 @@ class RowsInterface:
         if self.head is None:
             return logits_of(model(input_ids, **arguments), model).flatten(0, 1).index_select(0, positions_K)
         return logits_at(model, self.head, positions_K, input_ids, **arguments)
+
+
+@torch.no_grad()
+def sees_padding(transformer: nn.Module, input_ids: Tensor, is_token: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether logits at tokens change with what stands at padding: the mask is the wrong way round, or not heeded.
+
+    Args:
+        transformer: maps ids (B, L) to logits (B, L, V).
+        input_ids: (B, L) with padding in some row, and a token in each.
+        is_token: (B, L) bool.
+        kwargs: the mask and whatever else the transformer takes.
+    """
+    was_training = transformer.training
+    other = torch.where(is_token, input_ids, input_ids[is_token][0])
+    with torch.random.fork_rng(devices=[]):
+        first, second = (
+            logits_of(transformer.eval()(ids, **kwargs), transformer)[is_token].float() for ids in (input_ids, other)
+        )
+    transformer.train(was_training)
+    # A row of padding alone may give NaN, which is no match either.
+    return not bool(((first - second).abs() <= 1e-3 * first.abs().max()).all())
 
 
 def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | None = None) -> RowsInterface:
@@ -185,10 +209,13 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
             f"{type(model).__name__} returns logits {shape} for ids (2, {length}) of a vocabulary of "
             f"{special.num_tokens}; name a masked language model with its own tokenizer"
         )
+    own_mask = interface.mask_argument is not None and known_pad_mask_argument(model) is None
+    if own_mask and not bool(mask.all()):
+        interface = replace(interface, sees_padding=sees_padding(model, ids, mask, arguments))
     if find_head(model, special.num_tokens) is None:
         return interface
     verdict = verify_head(model, ids, arguments, num_tokens=shape[-1])
-    return RowsInterface(verdict.head, interface.mask_argument, verdict.reason)
+    return replace(interface, head=verdict.head, reason=verdict.reason)
 
 
 def padded_loss(

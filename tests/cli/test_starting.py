@@ -1,5 +1,6 @@
 """What a run may start from, from the first step to the evaluated export."""
 
+import importlib
 import json
 import random
 import sys
@@ -13,7 +14,8 @@ from transformers import AutoModelForMaskedLM
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli.factory import import_factory
-from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.cli.learners import make_learner
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.training.metrics import read_metrics
 
 WORDS = [
@@ -71,6 +73,14 @@ def other_arguments(vocabulary):
 
 def other_shape(num_tokens, max_seq_len, pad_token_id):
     return nn.Embedding(num_tokens, 8)
+
+class Inverted(Own):
+    def forward(self, ids, mask=None):
+        return super().forward(ids, None if mask is None else ~mask)
+
+class Maskless(Own):
+    def forward(self, ids):
+        return super().forward(ids)
 
 broken = 5
 """
@@ -276,3 +286,19 @@ def test_a_name_of_the_hub_is_asked_for_last(place, there, capsys, monkeypatch):
     monkeypatch.setattr("mlm_pytorch.cli.starting.fetch_masked_lm", missing)
     said = fails(capsys, "train", place / "store", "--model", "someone/none", "--out", there / "other")
     assert "no model of the Hub: someone/none is not on the Hub" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("Own", None),
+        ("Inverted", "Inverted sees padding in spite of its argument mask, which is True at tokens here; if yours is"),
+        ("Maskless", "Maskless takes no padding mask (an argument attention_mask or mask), so it sees padding"),
+    ],
+)
+def test_a_module_that_sees_padding_is_told_of(place, there, module, told):
+    tokenizer = load_tokenizer(place / "tokenizer")
+    model = getattr(importlib.import_module("own_models"), module)(tokenizer.special.num_tokens, 40, 0)
+    said: list[str] = []
+    make_learner(model, tokenizer, 40, sample=[[5, 6, 7]], factory=None, say=said.append)
+    assert ([told] if told else []) == [line[: len(told or "")] for line in said if "padding" in line]

@@ -195,6 +195,38 @@ def test_padding_masks_elsewhere(ids):
     assert transformer.seen == {}  # no padding: nothing to mask, and the fast paths stay
 
 
+class Attending(nn.Module):
+    """Torch's attention, whose mask is True at padding; `turned` takes one that is True at tokens."""
+
+    def __init__(self, turned: bool):
+        super().__init__()
+        self.table, self.head, self.turned = nn.Embedding(V, 8), nn.Linear(8, V), turned
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, ids, key_padding_mask=None):
+        x = self.table(ids)
+        is_padding = ~key_padding_mask if self.turned and key_padding_mask is not None else key_padding_mask
+        return self.head(x + self.attention(x, x, x, key_padding_mask=is_padding)[0])
+
+
+def test_a_mask_the_wrong_way_round_is_named(ids):
+    ids[:, -3:] = 0
+    own = {"key_padding_mask": ids == 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = MLM(Attending(turned=True), pad_mask_argument="key_padding_mask", dense=True)
+        right(ids).backward()
+        MLM(Attending(turned=False), dense=True)(ids, **own)
+    assert right.transformer.training
+    wrong = MLM(Attending(turned=False), pad_mask_argument="key_padding_mask", dense=True)
+    wrong(ids[:2, :-3])  # without padding there is nothing to try
+    with pytest.warns(UserWarning, match=r"Attending sees padding .*mlm\(ids, key_padding_mask=ids == 0\)"):
+        wrong(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrong(ids)  # said once
+
+
 # --- where it lives
 
 

@@ -1,15 +1,17 @@
 """Rows are masked as flat packs are, piece by piece."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from list_store import SPECIAL, ListStore
+from torch import nn
 
 from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.data.padding import build_padded
 from mlm_pytorch.objective.packs import PackMasker
-from mlm_pytorch.objective.padded import mask_padded
+from mlm_pytorch.objective.padded import inspect_rows, mask_padded
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(0, 99), st.integers(1, 900_000))
@@ -29,6 +31,25 @@ def test_rows_have_the_masks_of_the_flat_layout(lengths, seed, rate):
         assert masked.input_ids[row, :length].tolist() == alone.input_ids.tolist()
         assert (labels[row] != -100).nonzero().squeeze(1).tolist() == alone.positions.tolist()
         assert labels[row][alone.positions].tolist() == alone.labels.tolist()
+
+
+class Summing(nn.Module):
+    """Adds to each token the sum of those that the mask shows: True at tokens, or at padding where it is `inverted`."""
+
+    def __init__(self, inverted: bool):
+        super().__init__()
+        self.table, self.head, self.inverted = nn.Embedding(100, 8), nn.Linear(8, 100), inverted
+
+    def forward(self, ids, mask=None):
+        x = self.table(ids)
+        shown = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask ^ self.inverted
+        return self.head(x + (x * shown[..., None]).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_mask_the_wrong_way_round_is_found(inverted):
+    found = inspect_rows(Summing(inverted), SPECIAL)
+    assert found.mask_argument == "mask" and found.sees_padding is inverted
 
 
 def test_rows_without_a_target():
