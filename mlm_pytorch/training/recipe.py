@@ -30,12 +30,12 @@ _LEAST_TOKENS = {
 }
 _USED = 0.3  # share of a GPU's matmul peak that training reaches; not measured here
 # Seconds of a core per token outside matrix products: for any shape, and for each layer and unit of width. Seen on two
-# machines whose matmul peaks differ fourfold, for nano to 12 layers of 768; the forecast is within a fifth for all.
+# machines whose matmul peaks differ fourfold, for nano to 12 layers of 768; the forecast is within a quarter for all.
 _REST, _REST_OF_WIDTH = 46e-6, 0.1e-6
 _MASKED = 0.225  # mean share of positions that meet the vocabulary
 _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
 # A long run takes larger packs: 10M tokens of nano end at 4.49 nats with 4,096 a step, at 4.60 with 2,048, and take a
-# quarter less time; 1.2M tokens of mini end half a nat worse (docs/results/recipes.md).
+# quarter less time; 1.2M tokens of mini end half a nat worse (docs/results/what_failed.md).
 _LONG_RUN, _LONG_RUNS_PACK = 4e6, 4_096
 _GPU_PACK = 16_384  # tokens of a pack that keep a GPU busy with a small encoder; not measured here
 _OF_UNKNOWN_SPEED = "mini"
