@@ -141,7 +141,7 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
 
 
 def _settled(config: DoctorConfig, store: TokenStore | None, device: torch.device) -> DoctorConfig:
-    """With the model that `mlm train` would choose, where none is named."""
+    """With the model and the packs that `mlm train` would choose, where no model is named."""
     if config.model is not None:
         return config
     budget = Budget.parse(config.budget)
@@ -152,8 +152,9 @@ def _settled(config: DoctorConfig, store: TokenStore | None, device: torch.devic
         peak=measure_peak(device, precision) if budget.unit == "seconds" else 0.0,
         corpus_tokens=store.num_tokens if store is not None else None,
         optimizer=config.optimizer,
+        seq_len=store.seq_len if store is not None else config.seq_len,
     )
-    return replace(config, model=chosen.model)
+    return replace(config, model=chosen.model, pack_tokens=config.pack_tokens or chosen.pack_tokens)
 
 
 def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | None, str | None, list[Finding]]:
