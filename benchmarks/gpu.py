@@ -21,6 +21,7 @@ import torch
 from machine import matmul_gflops, write_result
 
 from mlm_pytorch.data.batches import Reader
+from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.masking import flat_scores, select_tokens
 from mlm_pytorch.objective.head import find_head
@@ -104,7 +105,7 @@ def training_step(encoder: Encoder, device: torch.device, autocast: torch.dtype 
     optimizers = build_optimizers(encoder, "muon", 1e-3, 0.05)
     return TrainingStep(
         Parallel(encoder, "auto", World()),
-        lambda model, pack: pack_loss(model, head, pack.to(device)),
+        lambda model, pack: pack_loss(model, head, pack, fused=device.type == "cuda"),
         optimizers,
         autocast=autocast,
         clip=1.0,
@@ -117,12 +118,14 @@ def take(step: TrainingStep, batch: Batch, lr: float = 1e-3) -> StepResult:
     return step(batch.micro_batches, lr, World().agree(*counts, stop=bool, seconds=float))
 
 
-def feed(pieces: DrawnPieces, capacity: int, longest: int, seed: int = 0) -> Iterator[Batch]:
-    """Masked packs, made ahead."""
-    reader = Reader(pieces, capacity, seed=seed, longest=longest)
-    return Feed(reader, PackMasker(SPECIAL, seed), rate=lambda _: MASK_PROB, per_step=lambda _: 1).batches(
-        0, lambda _: 0.0
-    )
+def feed(pieces: DrawnPieces, capacity: int, longest: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:
+    """Masked packs, made and moved ahead."""
+    reader, masker = Reader(pieces, capacity, seed=seed, longest=longest), PackMasker(SPECIAL, seed)
+
+    def mask(pack: Pack, rate: int) -> MaskedPack:
+        return masker(pack, rate).to(device)
+
+    return Feed(reader, mask, rate=lambda _: MASK_PROB, per_step=lambda _: 1).batches(0, lambda _: 0.0)
 
 
 def wait(device: torch.device) -> None:
@@ -156,7 +159,7 @@ def speed(name: str, device: torch.device, steps: int, peak: float) -> dict:
     if device.type == "cuda":
         encoder.model.compile_layers()
     step = training_step(encoder, device, native_precision(device))
-    batches = feed(DrawnPieces(max(2_000, 40 * capacity // 150), 1024), capacity, 1024)
+    batches = feed(DrawnPieces(max(2_000, 40 * capacity // 150), 1024), capacity, 1024, device)
     timed(step, batches, max(3, steps // 4), device)  # compiles, and sets kernels up
     from_store, repeated, shares = [], [], []
     for _ in range(3):
@@ -250,7 +253,7 @@ def curve_difference(device: torch.device, steps: int) -> float:
         torch.manual_seed(0)
         encoder = Encoder(config_of((64, 96, 2, 2), 2048)).to(where)
         step = training_step(encoder, where, autocast)
-        batches = feed(DrawnPieces(500, 128, 2048), 1024, 128)
+        batches = feed(DrawnPieces(500, 128, 2048), 1024, 128, where)
         losses = [take(step, batch, 2e-3).loss for batch in (next(batches) for _ in range(steps))]
         curves.append(np.convolve(losses, np.ones(min(20, steps)) / min(20, steps), "valid"))
     return float(np.max(np.abs(curves[1] - curves[0]) / curves[0]))

@@ -66,14 +66,17 @@ class FlatLearner(Learner):
         """The longest piece that the model takes."""
         return max_positions(self.model)
 
-    def mask(self, masker: PackMasker) -> Callable[[Any, int], Any]:
-        """What makes a masked batch of what the reader builds."""
-        return masker
+    def mask(self, masker: PackMasker) -> Callable[[Any, int], MaskedPack]:
+        """What makes a masked batch, on the model's device, of what the reader builds."""
+        device = self.device
+        return lambda pack, rate: masker(pack, rate).to(device)
 
-    def loss(self, z_loss: float = 0.0) -> Callable[[nn.Module, MaskedPack], tuple[Tensor, Tensor]]:
-        """Summed loss of a masked batch, and how many of its targets were right."""
-        head, device = find_head(self.model), self.device
-        return lambda model, pack: pack_loss(model, head, pack.to(device), z_loss=z_loss)
+    def loss(
+        self, z_loss: float = 0.0, *, fused: bool = False
+    ) -> Callable[[nn.Module, MaskedPack], tuple[Tensor, Tensor]]:
+        """Summed loss of a masked batch, and how many of its targets were right; as `pack_loss`."""
+        head = find_head(self.model)
+        return lambda model, pack: pack_loss(model, head, pack, z_loss=z_loss, fused=fused)
 
     def measurable(self, model: nn.Module) -> nn.Module:
         """The model, or a copy of it with other weights, as every measure takes it."""
@@ -116,14 +119,17 @@ class RowsLearner(Learner):
     factory: tuple[str, Sizes] | None = None
     layout: Layout = PADDED
 
-    def mask(self, masker: PackMasker) -> Callable[[Any, int], Any]:
-        """What makes a masked batch of what the reader builds."""
-        return lambda rows, rate: mask_padded(masker, rows, rate)
+    def mask(self, masker: PackMasker) -> Callable[[Any, int], MaskedRows]:
+        """What makes a masked batch, on the model's device, of what the reader builds."""
+        device = self.device
+        return lambda rows, rate: mask_padded(masker, rows, rate).to(device)
 
-    def loss(self, z_loss: float = 0.0) -> Callable[[nn.Module, MaskedRows], tuple[Tensor, Tensor]]:
-        """Summed loss of a masked batch, and how many of its targets were right."""
-        interface, device = self.interface, self.device
-        return lambda model, rows: padded_loss(model, interface, rows.to(device), z_loss=z_loss)
+    def loss(
+        self, z_loss: float = 0.0, *, fused: bool = False
+    ) -> Callable[[nn.Module, MaskedRows], tuple[Tensor, Tensor]]:
+        """Summed loss of a masked batch, and how many of its targets were right; as `padded_loss`."""
+        interface = self.interface
+        return lambda model, rows: padded_loss(model, interface, rows, z_loss=z_loss, fused=fused)
 
     def measurable(self, model: nn.Module) -> nn.Module:
         """The model, or a copy of it with other weights, as every measure takes it."""

@@ -28,7 +28,7 @@ from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.report import ReportWriter, model_card
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.device import find_device
+from mlm_pytorch.training.device import find_device, why_not_compiled
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.guards import unigram_entropy
@@ -103,7 +103,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     tokenizer, special = learner.tokenizer, store.special
 
     def measure(packs: Callable[[], list[Pack]]) -> Callable[[nn.Module], MaskedResult]:
-        return lambda model: masked_loss(learner.measurable(model), packs(), special, autocast=trainer.autocast)
+        return lambda model: masked_loss(learner.measurable(model), packs(), special, autocast=autocast)
 
     def export(weights: Mapping[str, Tensor], path: Path) -> None:
         learner.export(weights, path)
@@ -120,8 +120,6 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     )
     kept = kept_packs(config.keep, config.column, tokenizer, store.seq_len, pack_tokens)
     loss, mask = learner.loss(config.z_loss), learner.mask(masker)
-    if world.device.type == "cuda" and isinstance(learner.model, Encoder):
-        learner.model.model.compile_layers()
 
     def reader() -> Reader:
         return Reader(
@@ -134,6 +132,22 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
             world_size=world.size,
         )
 
+    autocast = autocast_dtype(config.precision, world.device)
+    sizes = None
+    if world.size == 1:
+        sizes = plan(
+            learner.model,
+            loss,
+            mask(next(iter(reader().take(1))), config.rate(0.0)),
+            num_batches=config.batch_ramp.last,
+            longest=store.seq_len,
+            autocast=autocast,
+            notice=display.say,
+        )
+    if world.device.type == "cuda" and _compiles(world.device, display):
+        loss = learner.loss(config.z_loss, fused=True)
+        if isinstance(learner.model, Encoder):
+            learner.model.model.compile_layers()
     world.join()
     trainer = Trainer(
         learner.model,
@@ -153,17 +167,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
         world=world,
     )
     per_step = ""
-    if world.size == 1:
-        first = mask(next(iter(reader().take(1))), config.rate(0.0))
-        sizes = plan(
-            learner.model,
-            loss,
-            first,
-            num_batches=config.batch_ramp.last,
-            longest=store.seq_len,
-            autocast=trainer.autocast,
-            notice=display.say,
-        )
+    if sizes is not None:
         trainer.step.sizes = sizes.sizes
         per_step = f", {sizes.describe(config.batch_ramp.last)}"
     if checkpoint is not None:
@@ -178,6 +182,17 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
         + (f"; continuing at step {trainer.progress.step:,}" if checkpoint else "")
     )
     return trainer, learner
+
+
+def _compiles(device: torch.device, display: Display) -> bool:
+    """Whether torch.compile makes kernels here; says what to do where it does not."""
+    reason = why_not_compiled(device)
+    if reason is not None:
+        display.say(
+            f"torch.compile makes no kernels here ({reason}), so training will be slower; it needs Triton, which comes "
+            "with torch for CUDA, and a C compiler (on Debian and Ubuntu the packages gcc and python3-dev)"
+        )
+    return reason is None
 
 
 def _facts(trainer: Trainer, learner: Learning) -> dict[str, object]:

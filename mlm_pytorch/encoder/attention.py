@@ -321,51 +321,52 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: 
 # ---------------------------------------------------------------------------------------------- flat, CUDA; padded
 
 
+def rotated_parts(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, turned by their angles, and values, each (..., H, E), of qkv (..., 3, H, E).
+
+    `cos` and `sin` (..., E / 2) have one row per token. Each part is a tensor of its own: compiled, that is one pass
+    over `qkv`, and its backward one that writes the gradient of `qkv`.
+    """
+    q, k, v = qkv.unbind(-3)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous()
+
+
 def varlen_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `attend_varlen` can run: CUDA and half precision."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def attend_varlen(
-    qkv_T3HE: Tensor,
-    cos_TE: Tensor,
-    sin_TE: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    window: int | None = None,
+    q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens: Tensor, max_seqlen: int, window: int | None = None
 ) -> Tensor:
-    """Attention within the pieces of a flat pack by torch's variable-length kernel; rotary tables (T, E / 2).
+    """Attention within the pieces of a flat pack by torch's variable-length kernel, from `rotated_parts`: (T, H * E).
 
     `cu_seqlens` (D + 1,) is int32 on the same device, `max_seqlen` the longest piece or any bound above it.
     """
     from torch.nn.attention.varlen import varlen_attn  # takes a second, which only CUDA users should pay
 
-    q, k, v = qkv_T3HE.unbind(1)
-    q, k = rotate(q, cos_TE[:, None], sin_TE[:, None]), rotate(k, cos_TE[:, None], sin_TE[:, None])
     span = (-1, -1) if window is None else (window, window)
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=span)
+    out = varlen_attn(q_THE, k_THE, v_THE, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=span)
     assert isinstance(out, Tensor)
     return out.flatten(1)
 
 
 def attend_padded(
-    qkv_BL3HE: Tensor, cos_LE: Tensor, sin_LE: Tensor, attended_BL: Tensor | None, window: int | None = None
+    q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, attended_BL: Tensor | None, window: int | None = None
 ) -> Tensor:
-    """Attention within the rows of a padded batch.
+    """Attention within the rows of a padded batch, from `rotated_parts`.
 
     Args:
-        qkv_BL3HE: queries, keys and values before rotation (B, L, 3, H, E).
-        cos_LE: cosines of the columns (L, E / 2), from `rotary_tables`.
-        sin_LE: sines of the columns, likewise.
+        q_BLHE, k_BLHE, v_BLHE: queries, keys and values (B, L, H, E).
         attended_BL: bool, False at padding; None where there is none.
         window: columns seen on each side, or None for all.
 
     Returns:
         (B, L, H * E). Rows of padding hold unspecified finite values.
     """
-    length = qkv_BL3HE.shape[1]
-    q, k, v = qkv_BL3HE.permute(2, 0, 3, 1, 4)
-    q, k = rotate(q, cos_LE, sin_LE), rotate(k, cos_LE, sin_LE)
+    length = q_BLHE.shape[1]
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BLHE, v_BLHE))
     mask = None
     if window is not None and window < length - 1:
         mask = _band(length, window, q.device)[None, None]

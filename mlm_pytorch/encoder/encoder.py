@@ -9,6 +9,7 @@ Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H he
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from mlm_pytorch.encoder.attention import (
     attend_padded,
     attend_varlen,
     rotary_tables,
+    rotated_parts,
     varlen_available,
 )
 from mlm_pytorch.encoder.config import ACTIVATIONS, EncoderConfig
@@ -41,6 +43,23 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """(..., W) from ids (...,)."""
         return F.dropout(self.norm(self.tok_embeddings(input_ids)), self.dropout, self.training)
+
+
+@dataclass(frozen=True)
+class Attend:
+    """How the layers of one kind attend, for one batch.
+
+    Attributes:
+        kernel: heads' outputs (..., W), from queries, keys and values (..., 3, H, E), or from `rotated_parts`.
+        angles: what those parts are turned by, cosines and sines; None where the kernel sees to that.
+    """
+
+    kernel: Callable[..., Tensor]
+    angles: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, qkv: Tensor | tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """(..., W) from what `Layer.before` gave."""
+        return self.kernel(qkv) if isinstance(qkv, Tensor) else self.kernel(*qkv)
 
 
 class Attention(nn.Module):
@@ -87,20 +106,19 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.mlp = GatedMLP(config)
 
-    def before(self, x: Tensor) -> Tensor:
-        """What attention takes (..., 3, H, E), from (..., W)."""
-        return self.attn.project(self.attn_norm(x))
+    def before(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """What attention takes, from (..., W): (..., 3, H, E), or given angles three parts (..., H, E), turned."""
+        qkv = self.attn.project(self.attn_norm(x))
+        return qkv if angles is None else rotated_parts(qkv, *angles)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """(..., W) from the layer's input and what attention gave, both (..., W)."""
         x = x + self.attn.Wo(attended)
         return x + self.mlp(self.mlp_norm(x))
 
-    def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
-        """(..., W) from (..., W); `attend` maps (..., 3, H, E) to (..., W). Given `positions` (K,), all are seen,
-        but the layer goes on with those only: (K, W).
-        """
-        attended = attend(self.before(x))
+    def forward(self, x: Tensor, attend: Attend, positions: Tensor | None = None) -> Tensor:
+        """(..., W) from (..., W). Given `positions` (K,), all are seen, but the layer goes on with those: (K, W)."""
+        attended = attend(self.before(x, attend.angles))
         if positions is not None:
             x, attended = _at(x, positions), _at(attended, positions)
         return self.after(x, attended)
@@ -135,9 +153,7 @@ class Trunk(nn.Module):
             layer.before = torch.compile(layer.before, **options)
             layer.after = torch.compile(layer.after, **options)
 
-    def forward(
-        self, input_ids: Tensor, attend: dict[str, Callable[[Tensor], Tensor]], positions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attend: dict[str, Attend], positions: Tensor | None = None) -> Tensor:
         """Hidden states (..., W) from ids (...,), or (K, W) at `positions`; `attend` has one entry per kind of layer.
 
         What the last layer computes after attention at other positions, nobody reads: it is left out.
@@ -270,31 +286,29 @@ class Encoder(nn.Module):
                 f"cut the documents shorter or choose a model with longer positions"
             )
         dtype = compute_dtype(self)
-        by_kind: dict[str, Callable[[Tensor], Tensor]] = {}
-        blocks = None
+        by_kind: dict[str, Attend] = {}
+        blocks = where = None
         for kind in set(config.layer_types):
             window, theta = windows[kind], thetas[kind]
             if cu_seqlens is not None and not varlen_available(input_ids.device, dtype):
                 blocks = blocks or Blocks.of(cu_seqlens, config.num_attention_heads)
-                by_kind[kind] = partial(attend_blocks, plan=BlockPlan.of(blocks, theta, head_dim, dtype, window))
+                plan = BlockPlan.of(blocks, theta, head_dim, dtype, window)
+                by_kind[kind] = Attend(partial(attend_blocks, plan=plan))
                 continue
             if cu_seqlens is None:
                 where = torch.arange(longest, device=input_ids.device)
-                kernel, layout = attend_padded, (None if attention_mask is None else attention_mask.bool(),)
+                attended = None if attention_mask is None else attention_mask.bool()
+                kernel = partial(attend_padded, attended_BL=attended, window=window)
             else:
-                where = positions_within(cu_seqlens, len(input_ids))
-                kernel, layout = attend_varlen, (cu_seqlens.to(torch.int32), longest)
-            cos, sin = rotary_tables(where, theta, head_dim)
-            by_kind[kind] = partial(_in_order, kernel, (cos, sin, *layout, window))
+                where = positions_within(cu_seqlens, len(input_ids)) if where is None else where
+                bounds = cu_seqlens.to(torch.int32)
+                kernel = partial(attend_varlen, cu_seqlens=bounds, max_seqlen=longest, window=window)
+            by_kind[kind] = Attend(kernel, rotary_tables(where, theta, head_dim))
         return self.model(input_ids, by_kind, positions)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
         return self.decoder(self.head(self.hidden_states(input_ids, attention_mask, **layout)))
-
-
-def _in_order(kernel: Callable[..., Tensor], rest: tuple, qkv: Tensor) -> Tensor:
-    return kernel(qkv, *rest)
 
 
 def positions_within(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: T tokens of a pack, D segments in it, K selected positions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,14 +84,19 @@ class MaskedPack:
     def to(self, device: torch.device) -> "MaskedPack":
         """The same on another device; to CUDA through pinned memory, without waiting."""
 
-        def move(x: Tensor) -> Tensor:
-            return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-        if device.type == "cpu":
+        if device == self.input_ids.device:
             return self
-        tensors = (move(x) for x in (self.input_ids, self.cu_seqlens, self.positions, self.labels))
-        input_ids, cu_seqlens, positions, labels = tensors
+        tensors = (self.input_ids, self.cu_seqlens, self.positions, self.labels)
+        input_ids, cu_seqlens, positions, labels = moved(tensors, device)
         return MaskedPack(input_ids, cu_seqlens, self.max_seqlen, positions, labels, self.num_tokens)
+
+
+def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the host on another device; to CUDA through pinned memory, without waiting."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    with torch.cuda.device(device):  # memory is pinned for the current device, which every thread has of its own
+        return [(x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True) for x in tensors]
 
 
 class PackMasker:
@@ -181,10 +187,12 @@ def rounded_targets(positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(positions, (0, missing)), F.pad(labels, (0, missing), value=IGNORE_INDEX)
 
 
-def pack_loss(model: nn.Module, head: Head | None, pack: MaskedPack, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def pack_loss(
+    model: nn.Module, head: Head | None, pack: MaskedPack, *, z_loss: float = 0.0, fused: bool = False
+) -> tuple[Tensor, Tensor]:
     """Summed loss of a pack, to be divided by the count of the whole batch, and how many of its targets were right.
 
-    `z_loss` as in `cross_entropy`: it is a part of the sum.
+    `z_loss` as in `cross_entropy`: it is a part of the sum. `fused` as in `cross_entropy_with_hits`.
     """
     positions, labels = rounded_targets(pack.positions, pack.labels)
-    return cross_entropy_with_hits(pack_logits(model, head, pack, positions), labels, z_loss=z_loss)
+    return cross_entropy_with_hits(pack_logits(model, head, pack, positions), labels, z_loss=z_loss, fused=fused)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlm_pytorch.objective.head import find_head, logits_at, logits_of
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
-from mlm_pytorch.objective.packs import Pack, PackMasker, rounded_targets
+from mlm_pytorch.objective.packs import Pack, PackMasker, moved, rounded_targets
 from mlm_pytorch.objective.verify import verify_head
 from mlm_pytorch.tokens import SpecialTokens
 
@@ -64,13 +64,10 @@ class MaskedRows:
     def to(self, device: torch.device) -> "MaskedRows":
         """The same on another device; to CUDA through pinned memory, without waiting."""
 
-        def move(x: Tensor) -> Tensor:
-            return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-        if device.type == "cpu":
+        if device == self.input_ids.device:
             return self
-        tensors = (move(x) for x in (self.input_ids, self.attention_mask, self.positions, self.labels))
-        input_ids, attention_mask, positions, labels = tensors
+        tensors = (self.input_ids, self.attention_mask, self.positions, self.labels)
+        input_ids, attention_mask, positions, labels = moved(tensors, device)
         return MaskedRows(input_ids, attention_mask, positions, labels, self.num_tokens)
 
 
@@ -219,10 +216,13 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
 
 
 def padded_loss(
-    model: nn.Module, interface: RowsInterface, rows: MaskedRows, *, z_loss: float = 0.0
+    model: nn.Module, interface: RowsInterface, rows: MaskedRows, *, z_loss: float = 0.0, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of a padded batch, to be divided by the count of the whole batch, and how many targets were right."""
+    """Summed loss of a padded batch, to be divided by the count of the whole batch, and how many targets were right.
+
+    `z_loss` and `fused` as in `cross_entropy_with_hits`.
+    """
     mask = None if rows.is_full else rows.attention_mask
     positions, labels = rounded_targets(rows.positions, rows.labels)
     logits = interface.logits_at(model, positions, rows.input_ids, mask)
-    return cross_entropy_with_hits(logits, labels, z_loss=z_loss)
+    return cross_entropy_with_hits(logits, labels, z_loss=z_loss, fused=fused)

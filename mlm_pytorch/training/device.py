@@ -33,6 +33,15 @@ def find_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why `torch.compile` makes no kernels for a device, in one line; None where it does, which takes some seconds."""
+    try:
+        torch.compile(lambda x: (x + 1).sin().sum())(torch.ones(64, device=device))
+    except (RuntimeError, ImportError, OSError) as error:  # torch's own are RuntimeErrors
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still take on a device; None where nothing tells."""
     if device.type == "cuda":

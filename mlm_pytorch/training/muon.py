@@ -95,16 +95,15 @@ class Muon(torch.optim.Optimizer):
                 if isinstance(parameter, DTensor):  # collect the whole update, of which a part is kept below
                     target = torch.zeros_like(update, dtype=parameter.dtype)
                     in_parts.append((parameter, target))
-                for here, part in zip(_cut(target, *group["parts"]), _cut(update, *group["parts"]), strict=True):
-                    if part.shape[0] > part.shape[1]:
-                        here, part = here.mT, part.mT
-                    waiting[part.shape[0], part.shape[1], group["lr"]].append((here, part))
+                here, part = (_cut(matrix, *group["parts"]) for matrix in (target, update))
+                waiting[part.shape[-2], part.shape[-1], group["lr"]].append((here, part))
         for (_, columns, lr), pairs in waiting.items():
-            updates = self.orthogonalize(torch.stack([part for _, part in pairs]))
-            for (target, _), update in zip(pairs, updates, strict=True):
-                if skip is not None:
-                    update = torch.where(skip, 0.0, update)
-                target.add_(update, alpha=-0.2 * lr * columns**0.5)
+            updates = self.orthogonalize(torch.cat([part.flatten(0, 1) for _, part in pairs]))
+            if skip is not None:
+                updates = torch.where(skip, 0.0, updates)
+            each = updates.split([part.shape[0] * part.shape[1] for _, part in pairs])
+            for (target, _), update in zip(pairs, each, strict=True):
+                target.add_(update.view(target.shape), alpha=-0.2 * lr * columns**0.5)
         for parameter, target in in_parts:
             mesh = parameter.device_mesh
             whole = DTensor.from_local(target, mesh, [Replicate()] * mesh.ndim, run_check=False)
@@ -113,24 +112,30 @@ class Muon(torch.optim.Optimizer):
 
     def _updates(self, group: dict[str, Any], skip: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter of a group that has a gradient, decayed, with its momentum, yet to be orthogonalized."""
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            average = state["momentum_buffer"]
-            gradient = parameter.grad if skip is None else torch.where(skip, average, parameter.grad)
-            average.lerp_(gradient, 1 - group["momentum"])  # with itself, where the step is skipped
-            update = gradient.lerp(average, group["momentum"])
-            shrunk = 1 - group["lr"] * group["weight_decay"]
-            parameter.mul_(shrunk if skip is None else torch.where(skip, 1.0, shrunk))
-            yield parameter, update
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        shrunk: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        if skip is not None:  # the mean with itself stays as it is
+            gradients = [torch.where(skip, mean, one) for mean, one in zip(averages, gradients, strict=True)]
+            shrunk = torch.where(skip, 1.0, shrunk)
+        # a launch for all instead of one each, as torch's own optimizers do it
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(parameters, shrunk)  # pyright: ignore[reportPrivateImportUsage]
+        for parameter, gradient, average in zip(parameters, gradients, averages, strict=True):
+            yield parameter, gradient.lerp(average, group["momentum"])
 
 
-def _cut(matrix: Tensor, down: int, across: int) -> list[Tensor]:
-    """Views of a matrix's equal parts."""
-    return [part for rows in matrix.chunk(down) for part in rows.chunk(across, dim=1)]
+def _cut(matrix: Tensor, down: int, across: int) -> Tensor:
+    """A view (down, across, rows, columns) of a matrix's equal parts, each turned so that rows <= columns."""
+    rows, columns = matrix.shape
+    parts = matrix.view(down, rows // down, across, columns // across).transpose(1, 2)
+    return parts.mT if parts.shape[-2] > parts.shape[-1] else parts
 
 
 def _gathered(updates: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
