@@ -147,7 +147,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     if world.device.type == "cuda" and _compiles(world.device, display):
         loss = learner.loss(config.z_loss, fused=True)
         if isinstance(learner.model, Encoder):
-            learner.model.model.compile_layers()
+            learner.model.model.compile_layers(joined=config.parallel not in ("fsdp", "hybrid"))
     world.join()
     trainer = Trainer(
         learner.model,

@@ -3,9 +3,10 @@
 Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, H heads, E width of a head, P pieces of
 one bucket, R rows of the blocks.
 
-Three ways, one result:
+Four ways, one result:
 
-- `attend_varlen`: a flat pack on CUDA in half precision, by torch's own variable-length kernel.
+- `tiles.attend_tiles`: a flat pack on CUDA in half precision, by kernels of our own that Triton compiles.
+- `attend_varlen`: the same by torch's variable-length kernel, where nothing is compiled.
 - `attend_blocks`: a flat pack anywhere else. Pieces of like length become one dense block each, so that a pack costs a
   few large matrix products instead of many small ones. On CPUs with bfloat16 units this runs at about twice the speed
   of `scaled_dot_product_attention`, whose CPU kernel gains nothing from bfloat16.
@@ -15,6 +16,7 @@ Three ways, one result:
 `local_attention // 2`); None sees the whole piece.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -335,6 +337,11 @@ def rotated_parts(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 def varlen_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `attend_varlen` can run: CUDA and half precision."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+def tiles_available(head_dim: int) -> bool:
+    """Whether the kernels of `encoder.tiles` serve heads of this width here: they need Triton."""
+    return head_dim in (32, 64, 128) and importlib.util.find_spec("triton") is not None
 
 
 def attend_varlen(

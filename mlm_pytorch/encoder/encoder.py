@@ -7,6 +7,7 @@ the head, and the last layer after its attention, run at the selected positions 
 Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H heads, E width of a head, V vocabulary.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mlm_pytorch.encoder.attention import (
     attend_varlen,
     rotary_tables,
     rotated_parts,
+    tiles_available,
     varlen_available,
 )
 from mlm_pytorch.encoder.config import ACTIVATIONS, EncoderConfig
@@ -45,6 +47,9 @@ class Embeddings(nn.Module):
         return F.dropout(self.norm(self.tok_embeddings(input_ids)), self.dropout, self.training)
 
 
+Parts = Tensor | tuple[Tensor, Tensor, Tensor]  # queries, keys and values, as one or one by one
+
+
 @dataclass(frozen=True)
 class Attend:
     """How the layers of one kind attend, for one batch.
@@ -57,9 +62,9 @@ class Attend:
     kernel: Callable[..., Tensor]
     angles: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, qkv: Tensor | tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def __call__(self, parts: Parts) -> Tensor:
         """(..., W) from what `Layer.before` gave."""
-        return self.kernel(qkv) if isinstance(qkv, Tensor) else self.kernel(*qkv)
+        return self.kernel(parts) if isinstance(parts, Tensor) else self.kernel(*parts)
 
 
 class Attention(nn.Module):
@@ -89,7 +94,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) from (..., W)."""
-        value, gate = self.Wi(x).chunk(2, dim=-1)
+        if torch.compiler.is_compiling() and x.is_cuda:
+            # One product each: the gradients of value and gate are then written where the next products read them.
+            biases = (None, None) if self.Wi.bias is None else self.Wi.bias.chunk(2)
+            value, gate = (F.linear(x, *half) for half in zip(self.Wi.weight.chunk(2), biases, strict=True))
+        else:
+            value, gate = self.Wi(x).chunk(2, dim=-1)
         return self.Wo(F.dropout(self.act(value) * gate, self.dropout, self.training))
 
 
@@ -116,9 +126,19 @@ class Layer(nn.Module):
         x = x + self.attn.Wo(attended)
         return x + self.mlp(self.mlp_norm(x))
 
+    def between(
+        self, x: Tensor, attended: Tensor, following: "Layer", angles: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Parts]:
+        """What this layer gives, and what the attention of the one after it takes."""
+        x = self.after(x, attended)
+        return x, following.before(x, angles)
+
     def forward(self, x: Tensor, attend: Attend, positions: Tensor | None = None) -> Tensor:
         """(..., W) from (..., W). Given `positions` (K,), all are seen, but the layer goes on with those: (K, W)."""
-        attended = attend(self.before(x, attend.angles))
+        return self.end(x, attend(self.before(x, attend.angles)), positions)
+
+    def end(self, x: Tensor, attended: Tensor, positions: Tensor | None) -> Tensor:
+        """As `after`, at `positions` (K,) where they are given."""
         if positions is not None:
             x, attended = _at(x, positions), _at(attended, positions)
         return self.after(x, attended)
@@ -138,20 +158,29 @@ class Trunk(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.recompute = (
-            False  # layers' activations in backward instead of keeping them, as mlm train --recompute has it
-        )
+        self.recompute = False  # layers' activations in backward, instead of keeping them, as --recompute has it
+        self.compiled = self.joined = False  # see `compile_layers`
 
-    def compile_layers(self, **options: Any) -> None:
+    def compile_layers(self, *, joined: bool = True, **options: Any) -> None:
         """Let `torch.compile` fuse what stands around attention; `options` are its own.
 
         Attention is left out: its kernels are opaque to the compiler, and its plans have other shapes with each pack.
-        All layers share one graph, so compiling costs the same for 4 layers as for 22.
+        All layers share one graph, so compiling costs the same for 4 layers as for 22. On CUDA in half precision,
+        attention takes kernels of our own (`encoder.tiles`), which need the same compilers.
+
+        Args:
+            joined: as one what stands between two layers' attention, which saves passes over the hidden states. Not for
+                layers that are put together one at a time, as FSDP does it.
+            options: of `torch.compile`.
         """
+        self.compiled, self.joined = True, joined
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.before = torch.compile(layer.before, **options)
-            layer.after = torch.compile(layer.after, **options)
+            # The last one goes on with the selected positions only, in each pack another number of them.
+            changes = True if layer is self.layers[-1] else None
+            layer.after = torch.compile(layer.after, dynamic=changes, **options)
+            layer.between = torch.compile(layer.between, **options)
 
     def forward(self, input_ids: Tensor, attend: dict[str, Attend], positions: Tensor | None = None) -> Tensor:
         """Hidden states (..., W) from ids (...,), or (K, W) at `positions`; `attend` has one entry per kind of layer.
@@ -159,15 +188,22 @@ class Trunk(nn.Module):
         What the last layer computes after attention at other positions, nobody reads: it is left out.
         """
         x = self.embeddings(input_ids)
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            arguments = (x, attend[layer.kind], positions if index == last else None)
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                x = layer(*arguments)
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        recompute = self.recompute and torch.is_grad_enabled()
+        if self.joined and not recompute:
+            return self.final_norm(self._through_joined(layers, x, attend, positions))
+        for layer in layers:
+            arguments = (x, attend[layer.kind], positions if layer is layers[-1] else None)
+            x = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
         return self.final_norm(x)
+
+    def _through_joined(
+        self, layers: list[Layer], x: Tensor, attend: dict[str, Attend], positions: Tensor | None
+    ) -> Tensor:
+        parts = layers[0].before(x, attend[layers[0].kind].angles)
+        for layer, following in itertools.pairwise(layers):
+            x, parts = layer.between(x, attend[layer.kind](parts), following, attend[following.kind].angles)
+        return layers[-1].end(x, attend[layers[-1].kind](parts), positions)
 
 
 class PredictionHead(nn.Module):
@@ -287,23 +323,32 @@ class Encoder(nn.Module):
             )
         dtype = compute_dtype(self)
         by_kind: dict[str, Attend] = {}
-        blocks = where = None
+        on_cuda = varlen_available(input_ids.device, dtype)
+        tiled = on_cuda and self.model.compiled and tiles_available(head_dim)
+        blocks = tiles = where = None
         for kind in set(config.layer_types):
             window, theta = windows[kind], thetas[kind]
-            if cu_seqlens is not None and not varlen_available(input_ids.device, dtype):
+            if cu_seqlens is not None and not on_cuda:
                 blocks = blocks or Blocks.of(cu_seqlens, config.num_attention_heads)
                 plan = BlockPlan.of(blocks, theta, head_dim, dtype, window)
                 by_kind[kind] = Attend(partial(attend_blocks, plan=plan))
                 continue
             if cu_seqlens is None:
-                where = torch.arange(longest, device=input_ids.device)
+                angles = rotary_tables(torch.arange(longest, device=input_ids.device), theta, head_dim)
                 attended = None if attention_mask is None else attention_mask.bool()
-                kernel = partial(attend_padded, attended_BL=attended, window=window)
+                by_kind[kind] = Attend(partial(attend_padded, attended_BL=attended, window=window), angles)
+                continue
+            where = positions_within(cu_seqlens, len(input_ids)) if where is None else where
+            angles = rotary_tables(where, theta, head_dim)
+            if tiled:
+                from mlm_pytorch.encoder.tiles import TilePlan, Tiles, attend_tiles  # needs Triton
+
+                tiles = tiles or Tiles.of(cu_seqlens, len(input_ids))
+                by_kind[kind] = Attend(partial(attend_tiles, plan=TilePlan(tiles, *angles, window)))
             else:
-                where = positions_within(cu_seqlens, len(input_ids)) if where is None else where
                 bounds = cu_seqlens.to(torch.int32)
                 kernel = partial(attend_varlen, cu_seqlens=bounds, max_seqlen=longest, window=window)
-            by_kind[kind] = Attend(kernel, rotary_tables(where, theta, head_dim))
+                by_kind[kind] = Attend(kernel, angles)
         return self.model(input_ids, by_kind, positions)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:

@@ -5,7 +5,7 @@ Sums with counts (and not means) are what micro-batches and ranks can add up: th
 
 The kernel works on a few rows of logits at a time and writes the gradient while the rows are still in cache, so that
 float32 copies of the logits never exist as a whole: beside the logits, memory holds one gradient of their own dtype.
-On a GPU the same is better said to the compiler (`fused`), which makes one kernel of it that reads the logits once.
+On a GPU `fused_loss` has kernels for it.
 ``benchmarks/objective.py`` measures it against plain cross entropy and torch's fused linear cross entropy.
 """
 
@@ -13,8 +13,6 @@ On a GPU the same is better said to the compiler (`fused`), which makes one kern
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -58,8 +56,7 @@ def cross_entropy_with_hits(
 ) -> tuple[Tensor, Tensor]:
     """As `cross_entropy`, with the number of labels that are the likeliest token, int64, in place of their number.
 
-    `fused` lets `torch.compile` make one kernel of loss and gradient: for training on a GPU, where it moves a fifth of
-    the memory. It takes some seconds at the first call, and a C compiler.
+    `fused` takes the kernels of `objective.fused_loss`, for training on CUDA.
 
     >>> _, num_correct = cross_entropy_with_hits(torch.eye(3), torch.tensor([0, 2, -100]))
     >>> int(num_correct)
@@ -68,7 +65,9 @@ def cross_entropy_with_hits(
     if torch.compiler.is_compiling():  # the compiler fuses the plain form, and would only see through ours
         return _plain(logits_KV, labels_K, z_loss), (logits_KV.argmax(-1) == labels_K).sum()
     if fused and torch.is_grad_enabled() and logits_KV.requires_grad:
-        return _FusedCrossEntropy.apply(logits_KV, labels_K, z_loss)  # type: ignore[return-value]
+        from mlm_pytorch.objective.fused_loss import fused_cross_entropy  # needs Triton
+
+        return fused_cross_entropy(logits_KV, labels_K, z_loss)
     return _ChunkedCrossEntropy.apply(logits_KV, labels_K, z_loss)  # type: ignore[return-value]
 
 
@@ -115,47 +114,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_KV[start : start + rows] = probs_RV
                 else:
                     grad_KV[start : start + rows] = probs_RV.masked_fill_(~is_target_R1, 0.0)
-        ctx.save_for_backward(grad_KV)
-        ctx.mark_non_differentiable(num_correct)
-        return loss_sum, num_correct
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad_KV,) = ctx.saved_tensors
-        return grad_KV * grad_loss.to(grad_KV.dtype), None, None
-
-
-def _loss_and_gradient(logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, hits and the gradient of the loss, as the compiler is to fuse them."""
-    x_KV = logits_KV.float()
-    is_target_K = labels_K != IGNORE_INDEX
-    index_K1 = labels_K.where(is_target_K, 0).unsqueeze(1)
-    log_normaliser_K1 = x_KV.logsumexp(-1, keepdim=True)
-    loss_K1 = log_normaliser_K1 - x_KV.gather(1, index_K1)
-    factor_K1 = torch.ones_like(log_normaliser_K1)
-    if z_loss:
-        loss_K1 = loss_K1 + z_loss * log_normaliser_K1.square()
-        factor_K1 = 1 + 2 * z_loss * log_normaliser_K1
-    loss_sum = loss_K1.squeeze(1).where(is_target_K, 0.0).sum()
-    num_correct = (x_KV.argmax(-1) == labels_K).sum()
-    is_label_KV = torch.arange(x_KV.shape[1], device=x_KV.device) == index_K1
-    grad_KV = (x_KV - log_normaliser_K1).exp() * factor_K1 - is_label_KV.float()
-    # where, and not a product: an ignored row may hold NaN
-    return loss_sum, num_correct, grad_KV.where(is_target_K.unsqueeze(1), 0.0).to(logits_KV.dtype)
-
-
-@cache
-def _compiled_loss_and_gradient() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_loss_and_gradient, dynamic=True)  # K is another with each batch
-
-
-class _FusedCrossEntropy(torch.autograd.Function):
-    """Loss and gradient in one kernel of the compiler's."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-        loss_sum, num_correct, grad_KV = _compiled_loss_and_gradient()(logits_KV.detach(), labels_K, z_loss)
         ctx.save_for_backward(grad_KV)
         ctx.mark_non_differentiable(num_correct)
         return loss_sum, num_correct

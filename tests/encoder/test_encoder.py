@@ -100,13 +100,15 @@ def test_logits_at_positions_equal_those_of_all_in_value_and_gradient(changes, l
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at it while tracing
-def test_compiled_layers_compute_the_same_with_few_graphs():
+@pytest.mark.parametrize("joined", [False, True])
+def test_compiled_layers_compute_the_same_with_few_graphs(joined):
     ours, _ = pair()
     results = []
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for compiled in (False, True):
         if compiled:
-            ours.model.compile_layers(backend="aot_eager")
+            ours.model.compile_layers(joined=joined, backend="aot_eager")
         for lengths in ([30, 30, 17, 1], [40, 30, 8], [78]):  # other packs of the same size
             _, ids, cu_seqlens = pieces(lengths)
             ids = torch.arange(78) % 90 + 1
