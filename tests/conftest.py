@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # then Triton's interpreter runs its kernels; read when Triton is first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Tests are small: more threads cost more than they bring, and results should not depend on the machine's cores.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

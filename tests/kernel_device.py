@@ -1,14 +1,8 @@
 """What tests of Triton kernels share: on CUDA they are compiled, elsewhere Triton's interpreter runs the same code."""
 
-import os
-
 import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HALF = (
-    torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
-)  # the interpreter computes with numpy, without bfloat16
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter computes with numpy, without bfloat16
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA")
