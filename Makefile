@@ -17,6 +17,8 @@ TORCH_INDEX ?=
 # make demo ARGS="--out runs/x"    passed on to the command
 ARGS        ?=
 
+# Not in constraints.txt: torch for CUDA brings its own.
+TRITON     := triton==3.9.0
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 COVERAGE   := --cov --cov-report=term --cov-fail-under=85
 
@@ -81,4 +83,8 @@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.inst
 	  echo "    no NVIDIA GPU seen; should pip fetch torch's large CUDA build, see TORCH_INDEX in the Makefile"; \
 	fi
 	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints.txt -e ".$(EXTRAS)"
+	@if [ "$(EXTRAS)" = "[test]" ] && [ "$$(uname)" = Linux ] && ! $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	  echo "==> installing $(TRITON), whose interpreter tests the kernels for CUDA without a GPU"; \
+	  $(PIP) install --no-deps $(TRITON); \
+	fi
 	@touch $@

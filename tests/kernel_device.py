@@ -4,5 +4,5 @@ import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter computes with numpy, without bfloat16
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter's numpy has no bfloat16
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA")

@@ -199,5 +199,5 @@ def load_optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimi
             )
         for optimizer in optimizers:
             if any(parameters[name] is p for group in optimizer.param_groups for p in group["params"]):
-                target = value.to(parameters[name].device) if value.ndim else value
-                optimizer.state[parameters[name]][entry] = target
+                # counts of steps as well: fused AdamW on CUDA takes them from there
+                optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)

@@ -63,6 +63,19 @@ def test_state_round_trip_continues_bit_for_bit(kind):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
+def test_all_of_the_state_is_loaded_onto_the_device_of_its_parameter():
+    model = nn.Linear(3, 3)
+    optimizers = build_optimizers(model, "adamw", 1e-3, 0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizers[0].step()
+    saved = {key: value.clone() for key, value in optimizer_tensors(model, optimizers).items()}
+    elsewhere = nn.Linear(3, 3, device="meta")  # stands for a GPU, where the counts of steps stayed on the host
+    others: list[torch.optim.Optimizer] = [torch.optim.AdamW(elsewhere.parameters())]
+    load_optimizer_tensors(elsewhere, others, saved)
+    devices = {value.device.type for value in optimizer_tensors(elsewhere, others).values()}
+    assert devices == {"meta"}
+
+
 def test_learning_rate_reaches_every_group():
     optimizers = build_optimizers(encoder(), "muon", 1e-2, 0.1)
     set_learning_rate(optimizers, 0.5)
