@@ -12,8 +12,6 @@ Needs Triton, which comes with torch for CUDA, and a C compiler: `Trunk.compile_
 Shapes: T tokens of a pack, D pieces, H heads, E width of a head, N tiles.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
-
 from dataclasses import dataclass
 
 import torch

@@ -10,8 +10,6 @@ Needs Triton, which comes with torch for CUDA, and a C compiler.
 Shapes: K selected positions, V vocabulary.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
-
 from typing import Any
 
 import torch

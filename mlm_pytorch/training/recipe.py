@@ -28,7 +28,7 @@ _LEAST_TOKENS = {
     "base": (3e9, 100e6),
     "large": (30e9, 1e9),
 }
-_USED = 0.3  # share of a GPU's matmul peak that training reaches; not measured here
+_USED = 0.3  # share of a GPU's matmul peak that training reaches: 0.3 for 17M parameters on an H200, 0.5 for base
 # Seconds of a core per token outside matrix products: for any shape, and for each layer and unit of width. Seen on two
 # machines whose matmul peaks differ fourfold, for nano to 12 layers of 768; the forecast is within a quarter for all.
 _REST, _REST_OF_WIDTH = 46e-6, 0.1e-6
@@ -37,7 +37,9 @@ _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known bef
 # A long run takes larger packs: 10M tokens of nano end at 4.49 nats with 4,096 a step, at 4.60 with 2,048, and take a
 # quarter less time; 1.2M tokens of mini end half a nat worse (docs/results/what_failed.md).
 _LONG_RUN, _LONG_RUNS_PACK = 4e6, 4_096
-_GPU_PACK = 16_384  # tokens of a pack that keep a GPU busy with a small encoder; not measured here
+# A GPU is busy with large packs only (benchmarks/gpu.py), and a run learns from a number of steps: packs are as large
+# as leaves it so many, which is what a CPU's longer runs take. Not measured in losses yet.
+_GPU_PACKS, _GPU_STEPS = (16_384, 131_072), 2_500
 _OF_UNKNOWN_SPEED = "mini"
 
 
@@ -101,10 +103,13 @@ def choose(
     trained_like = PRESETS.get(name, PRESETS["base"])
     seq_len = seq_len or trained_like.seq_len
     pack_tokens = max(trained_like.pack_tokens, seq_len)
-    if name in PRESETS and (_tokens(budget, name, device, peak, processes, corpus_tokens) or 0) >= _LONG_RUN:
+    tokens = _tokens(budget, name, device, peak, processes, corpus_tokens) if name in PRESETS else None
+    if device.type == "cuda":
+        smallest, largest = _GPU_PACKS
+        fitting = int((tokens or 0) / (_GPU_STEPS * processes))
+        pack_tokens = max(pack_tokens, min(largest, max(smallest, 1 << max(0, fitting.bit_length() - 1))))
+    elif tokens is not None and tokens >= _LONG_RUN:
         pack_tokens = max(pack_tokens, _LONG_RUNS_PACK)
-    if device.type == "cuda" and name in _SMALL:
-        pack_tokens = max(pack_tokens, _GPU_PACK)
     rates = LEARNING_RATES if name in _SMALL else _DEEP_LEARNING_RATES
     return Recipe(name, seq_len, pack_tokens, rates[optimizer])
 

@@ -64,6 +64,16 @@ def test_long_runs_take_larger_packs():
     assert choose(Budget.parse("1h"), CPU, model="mini").pack_tokens == 2048, "the speed is not known"
 
 
+def test_a_gpu_takes_packs_as_large_as_leave_enough_steps():
+    def pack(budget, **facts):
+        return choose(Budget.parse(budget), GPU, peak=700e12, **facts).pack_tokens
+
+    assert pack("100steps") == 16_384 and pack("1d") == 131_072
+    assert pack("2500steps") == pack("40Mtokens", model="mini") == 16_384
+    assert pack("200Mtokens", model="small") == 65_536 and pack("200Mtokens", model="small", processes=4) == 16_384
+    assert pack("1h", model="runs/a/model") == 16_384, "how fast that is cannot be told"
+
+
 def test_processes_add_up():
     def reached(processes):
         return choose(Budget.parse("40m"), GPU, peak=50e12, processes=processes).model
