@@ -57,6 +57,11 @@ class EncoderConfig:
     initializer_cutoff_factor: float = 2.0
     pad_token_id: int = 0
 
+    @property
+    def head_dim(self) -> int:
+        """E, the width of a head."""
+        return self.hidden_size // self.num_attention_heads
+
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
             raise ValueError(

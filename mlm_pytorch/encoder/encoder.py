@@ -116,7 +116,7 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.mlp = GatedMLP(config)
 
-    def before(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def before(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Parts:
         """What attention takes, from (..., W): (..., 3, H, E), or given angles three parts (..., H, E), turned."""
         qkv = self.attn.project(self.attn_norm(x))
         return qkv if angles is None else rotated_parts(qkv, *angles)
@@ -304,10 +304,6 @@ class Encoder(nn.Module):
             ValueError: a flat pack without borders, or a piece longer than `max_position_embeddings`.
         """
         config = self.config
-        head_dim = config.hidden_size // config.num_attention_heads
-        windows = {"full_attention": None, "sliding_attention": config.local_attention // 2}
-        thetas = {"full_attention": config.global_rope_theta, "sliding_attention": config.local_rope_theta}
-        assert config.layer_types is not None
         if cu_seqlens is None:
             if input_ids.ndim != 2:
                 raise ValueError(
@@ -321,35 +317,54 @@ class Encoder(nn.Module):
                 f"a piece of {longest} tokens exceeds max_position_embeddings {config.max_position_embeddings}; "
                 f"cut the documents shorter or choose a model with longer positions"
             )
-        dtype = compute_dtype(self)
-        by_kind: dict[str, Attend] = {}
-        on_cuda = varlen_available(input_ids.device, dtype)
-        tiled = on_cuda and self.model.compiled and tiles_available(head_dim)
-        blocks = tiles = where = None
-        for kind in set(config.layer_types):
-            window, theta = windows[kind], thetas[kind]
-            if cu_seqlens is not None and not on_cuda:
-                blocks = blocks or Blocks.of(cu_seqlens, config.num_attention_heads)
-                plan = BlockPlan.of(blocks, theta, head_dim, dtype, window)
-                by_kind[kind] = Attend(partial(attend_blocks, plan=plan))
-                continue
-            if cu_seqlens is None:
-                angles = rotary_tables(torch.arange(longest, device=input_ids.device), theta, head_dim)
-                attended = None if attention_mask is None else attention_mask.bool()
-                by_kind[kind] = Attend(partial(attend_padded, attended_BL=attended, window=window), angles)
-                continue
-            where = positions_within(cu_seqlens, len(input_ids)) if where is None else where
-            angles = rotary_tables(where, theta, head_dim)
-            if tiled:
-                from mlm_pytorch.encoder.tiles import TilePlan, Tiles, attend_tiles  # needs Triton
-
-                tiles = tiles or Tiles.of(cu_seqlens, len(input_ids))
-                by_kind[kind] = Attend(partial(attend_tiles, plan=TilePlan(tiles, *angles, window)))
-            else:
-                bounds = cu_seqlens.to(torch.int32)
-                kernel = partial(attend_varlen, cu_seqlens=bounds, max_seqlen=longest, window=window)
-                by_kind[kind] = Attend(kernel, angles)
+        if cu_seqlens is None:
+            by_kind = self._attend_in_rows(input_ids, attention_mask)
+        else:
+            by_kind = self._attend_in_pieces(input_ids, cu_seqlens, longest)
         return self.model(input_ids, by_kind, positions)
+
+    def _kinds(self) -> dict[str, tuple[float, int | None]]:
+        """Rotary base and window of each kind of layer that there is."""
+        config = self.config
+        kinds = {
+            "full_attention": (config.global_rope_theta, None),
+            "sliding_attention": (config.local_rope_theta, config.local_attention // 2),
+        }
+        return {kind: kinds[kind] for kind in set(config.layer_types or ())}
+
+    def _attend_in_rows(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Attend]:
+        attended = None if attention_mask is None else attention_mask.bool()
+        where = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return {
+            kind: Attend(
+                partial(attend_padded, attended_BL=attended, window=window),
+                rotary_tables(where, theta, self.config.head_dim),
+            )
+            for kind, (theta, window) in self._kinds().items()
+        }
+
+    def _attend_in_pieces(self, input_ids: Tensor, cu_seqlens: Tensor, longest: int) -> dict[str, Attend]:
+        dtype, heads, head_dim = compute_dtype(self), self.config.num_attention_heads, self.config.head_dim
+        kinds = self._kinds().items()
+        if not varlen_available(input_ids.device, dtype):
+            blocks = Blocks.of(cu_seqlens, heads)
+            plans = {kind: BlockPlan.of(blocks, theta, head_dim, dtype, window) for kind, (theta, window) in kinds}
+            return {kind: Attend(partial(attend_blocks, plan=plan)) for kind, plan in plans.items()}
+        where = positions_within(cu_seqlens, len(input_ids))
+        angles = {kind: rotary_tables(where, theta, head_dim) for kind, (theta, _) in kinds}
+        if self.model.compiled and tiles_available(head_dim):
+            from mlm_pytorch.encoder.tiles import TilePlan, Tiles, attend_tiles  # needs Triton
+
+            tiles = Tiles.of(cu_seqlens, len(input_ids))
+            return {
+                kind: Attend(partial(attend_tiles, plan=TilePlan(tiles, *angles[kind], window)))
+                for kind, (_, window) in kinds
+            }
+        bounds = cu_seqlens.to(torch.int32)
+        return {
+            kind: Attend(partial(attend_varlen, cu_seqlens=bounds, max_seqlen=longest, window=window), angles[kind])
+            for kind, (_, window) in kinds
+        }
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""

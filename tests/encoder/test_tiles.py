@@ -4,6 +4,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_device import DEVICE, HALF
 
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.encoder import encoder as encoder_module
 from mlm_pytorch.encoder.attention import BlockPlan, Blocks, attend_blocks, rotary_tables
 from mlm_pytorch.encoder.encoder import positions_within
 from mlm_pytorch.encoder.tiles import TILE, TilePlan, Tiles, attend_tiles
@@ -78,3 +80,30 @@ def test_who_needs_what_is_rotated_in_place_is_refused():
     out = attend_tiles(qkv, TilePlan(Tiles.of(cu_seqlens, 9), *angles, None))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (out.sum() + kept.sum()).backward()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="compiled for half precision there; see test_encoder.py")
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_encoder_on_tiles_equals_itself_on_blocks(joined, monkeypatch):
+    """What a compiled encoder does on CUDA, kernels by the interpreter and the rest not compiled."""
+    config = EncoderConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        local_attention=8,
+    )
+    encoder, cu_seqlens, positions = Encoder(config), torch.tensor([0, 70, 70, 90]), torch.arange(0, 90, 7)
+    ids = torch.randint(1, 64, (90,))
+    results = []
+    for tiled in (False, True):
+        if tiled:
+            monkeypatch.setattr(encoder_module, "varlen_available", lambda *_: True)
+            encoder.model.compiled, encoder.model.joined = True, joined
+        encoder.zero_grad()
+        logits = encoder(ids, cu_seqlens=cu_seqlens, positions=positions)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in encoder.parameters())])
+    for ours, blocks in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, blocks, atol=1e-4, rtol=1e-3)
