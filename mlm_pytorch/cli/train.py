@@ -72,9 +72,10 @@ def train(config: TrainConfig) -> bool:
         if not finished:
             display.say(f"stopped by {trainer.stop_requested} and saved; the same command continues")
             return False
+        factory = f" --factory {learner.factory[0]}" if isinstance(learner, RowsLearner) and learner.factory else ""
         display.say(
             f"done: {folder / 'model'} {learner.promise}; {folder / 'report.html'} shows how it went; "
-            f'next: mlm fill {folder} "… [MASK] …"'
+            f'next: mlm fill {folder}{factory} "… [MASK] …"'
         )
         return True
 

@@ -163,8 +163,8 @@ class TrainConfig(CorpusOptions):
         counts = ("pack_tokens", "packs_per_step", "packs_per_step_end", "seq_len", "vocab_size", "keep_checkpoints")
         for name in (*counts, "threads", "shard_ranks", "extend_vocabulary", "evaluations"):
             value = getattr(self, name)
-            if value is not None and value < (0 if name == "evaluations" else 1):
-                least = 0 if name == "evaluations" else 1
+            least = {"evaluations": 0, "seq_len": 3}.get(name, 1)  # a token has context only beside another
+            if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give at least {least}")
         if self.shard_ranks is not None and self.parallel != "hybrid":
             raise ValueError(

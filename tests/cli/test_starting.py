@@ -198,6 +198,7 @@ def test_a_module_of_the_users_own(name, place, there, capsys):
     mlm(*run, "--out", there / "whole", "--budget", "4steps")
     said = capsys.readouterr().err
     assert "for a module of your own: --optimizer adamw" in said and "passes through its output head" not in said
+    assert f"next: mlm fill {there / 'whole'} --factory {name}" in said
     mlm(*run, "--out", there / "parts", "--budget", "4steps")
     (there / "parts/checkpoints/step-4/manifest.json").unlink()
     mlm(*run, "--out", there / "parts", "--budget", "4steps")

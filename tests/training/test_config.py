@@ -89,6 +89,7 @@ def test_what_depends_on_progress():
         ({"lr": 0.0}, "--lr 0.0 is not positive"),
         ({"pack_tokens": 0}, "--pack-tokens 0 is too small; give at least 1"),
         ({"evaluations": -1}, "--evaluations -1 is too small; give at least 0"),
+        ({"seq_len": 2}, "--seq-len 2 is too small; give at least 3"),
         ({"device": "cuda:99"}, "--device cuda:99 is not there; this machine has cpu"),
     ],
 )
