@@ -31,7 +31,9 @@ from mlm_pytorch.data.batches import PADDED, Reader  # noqa: E402
 from mlm_pytorch.data.tokenizer import load_tokenizer  # noqa: E402
 from mlm_pytorch.objective.packs import PackMasker  # noqa: E402
 from mlm_pytorch.objective.padded import inspect_rows, mask_padded, padded_loss  # noqa: E402
+from mlm_pytorch.training.distributed import World  # noqa: E402
 from mlm_pytorch.training.optimizer import build_optimizers  # noqa: E402
+from mlm_pytorch.training.parallel import Parallel  # noqa: E402
 from mlm_pytorch.training.step import TrainingStep, native_precision  # noqa: E402
 
 DATA = ROOT.parent / "shared/data/mix10m"
@@ -113,11 +115,19 @@ def ours(make: Callable[[int], nn.Module], pieces: Pieces, autocast: torch.dtype
     interface = inspect_rows(model, pieces.special)
     masker = PackMasker(pieces.special, 0)
     optimizers = build_optimizers(model.train(), "adamw", 1e-4, 0.01)
-    step = TrainingStep(model, lambda m, rows: padded_loss(m, interface, rows), optimizers, autocast=autocast, clip=1.0)
+    alone = World()
+    step = TrainingStep(
+        Parallel(model, "auto", alone),
+        lambda m, rows: padded_loss(m, interface, rows),
+        optimizers,
+        autocast=autocast,
+        clip=1.0,
+    )
     reader = Reader(pieces, ROWS * LENGTH, seed=0, longest=LENGTH, layout=PADDED)
     while True:
         rows = mask_padded(masker, next(reader.take(1)), 150_000)
-        yield step([rows], 1e-4).num_tokens
+        counts = alone.agree(rows.num_targets, rows.num_tokens, stop=bool, seconds=float)
+        yield step([rows], 1e-4, counts).num_tokens
 
 
 def main() -> None:
