@@ -22,7 +22,7 @@ TRITON     := triton==3.9.0
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 # Most tests keep one core busy, so that two at a time take half as long; files stay together, their fixtures with them.
 WORKERS    ?= 2
-COVERAGE   := --cov --cov-report=term --cov-fail-under=85
+ALL_TESTS  := --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs format release-check clean
@@ -35,8 +35,8 @@ demo: $(VENV)/.installed ## set up, then pretrain on Python's own standard libra
 	@$(BIN)/mlm demo $(ARGS)
 
 test: $(VENV)/.installed-test ## set up, then run the tests with the coverage bar
-	@echo "==> pytest $(or $(ARGS),--numprocesses $(WORKERS) --dist loadfile $(COVERAGE))"
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(or $(ARGS),--numprocesses $(WORKERS) --dist loadfile $(COVERAGE))
+	@echo "==> pytest $(or $(ARGS),$(ALL_TESTS))"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(or $(ARGS),$(ALL_TESTS))
 
 lint: $(VENV)/.installed-lint ## check style (ruff) and types (pyright)
 	@echo "==> ruff check, ruff format --check, pyright"

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64  # tokens of a program: half of a median document of a web corpus
-_LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(1.4426950408889634)
 # Tokens met at a time, and how a program is laid out: of twelve ways the fastest on an H200, for all three kernels.
 _LAYOUT = {"MET": 32, "num_warps": 4, "num_stages": 3}
 
@@ -96,7 +96,7 @@ class _TileAttention(torch.autograd.Function):
                 tiles.start,
                 tiles.end,
                 num_tokens,
-                head_dim**-0.5 * _LOG2_E,
+                head_dim**-0.5 * _LOG2_E.value,
                 heads,
                 head_dim,
                 window,
@@ -228,7 +228,7 @@ def _backward_queries(
         seen = (met < high)[None, :]
         if WINDOW:
             seen = seen & (tl.abs(row[:, None] - met[None, :]) <= WINDOW)
-        scores = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634)
+        scores = tl.dot(q, tl.trans(k)) * (scale * _LOG2_E)
         weights = tl.where(seen, tl.exp2(scores - log_sum[:, None]), 0.0)
         grad_weights = tl.dot(grad, tl.trans(v))
         grad_scores = weights * (grad_weights - delta[:, None])
@@ -274,7 +274,7 @@ def _backward_keys(
         log_sum = tl.load(sums + of_met, mask=there, other=0.0)
         delta = tl.load(deltas + of_met, mask=there, other=0.0)
         # Transposed: a row is a key. Queries past the end have no gradient, and keys past it are not written.
-        scores = tl.dot(k, tl.trans(q)) * (scale * 1.4426950408889634)
+        scores = tl.dot(k, tl.trans(q)) * (scale * _LOG2_E)
         weights = tl.exp2(scores - log_sum[None, :])
         if WINDOW:
             weights = tl.where(tl.abs(row[:, None] - met[None, :]) <= WINDOW, weights, 0.0)

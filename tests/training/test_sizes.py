@@ -1,16 +1,19 @@
 """What a step is dealt to is chosen by memory, and what cannot fit is said with what would."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from list_store import SPECIAL, ListStore
 
+from mlm_pytorch.cli.train import _compiles
 from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.training import sizes
-from mlm_pytorch.training.device import find_device, free_memory
+from mlm_pytorch.training.device import find_device, free_memory, why_not_compiled
 from mlm_pytorch.training.sizes import activation_bytes, plan
 
 
@@ -85,3 +88,19 @@ def test_devices_that_are_not_there():
             find_device(name)
     free = free_memory(torch.device("cpu"))
     assert free is None or 1 << 20 < free < 1 << 50
+
+
+def test_a_compiler_that_is_missing_is_named_in_one_line_and_done_without(monkeypatch):
+    def missing(_function):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    said = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: function(*arguments))
+    assert why_not_compiled(torch.device("cpu")) is None
+    monkeypatch.setattr(torch, "compile", missing)
+    assert not _compiles(torch.device("cpu"), SimpleNamespace(say=said.append))
+    assert len(said) == 1 and "\n" not in said[0]
+    assert said[0].startswith(
+        "torch.compile makes no kernels here (Failed to find C compiler.), so training will be slower"
+    )
+    assert "packages gcc and python3-dev" in said[0]
