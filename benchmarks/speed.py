@@ -41,8 +41,8 @@ ROUNDS = 3
 MASK_PROB = 150_000  # millionths
 # Width, inner width, layers, heads; tokens of a pack, packs of a step; steps timed in a round.
 SHAPES = {
-    "4x256": ((256, 704, 4, 4), 2048, 1, 12),
-    "6x512": ((512, 1408, 6, 8), 4096, 1, 4),
+    "4x256": ((256, 704, 4, 4), 2048, 1, 40),
+    "6x512": ((512, 1408, 6, 8), 4096, 1, 8),
     "12x768": ((768, 1152, 12, 12), 4096, 4, 1),
 }
 SHARE_BARS = {"4x256": 0.38, "6x512": 0.45, "12x768": 0.50}

@@ -42,9 +42,11 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.dropout = config.embedding_dropout
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(..., W) from ids (...,)."""
-        return F.dropout(self.norm(self.tok_embeddings(input_ids)), self.dropout, self.training)
+    def forward(self, input_ids: Tensor, *, sparse: bool = False) -> Tensor:
+        """(..., W) from ids (...,). With `sparse`, the table's gradient holds the rows looked up alone."""
+        table = self.tok_embeddings
+        rows = F.embedding(input_ids, table.weight, table.padding_idx, sparse=True) if sparse else table(input_ids)
+        return F.dropout(self.norm(rows), self.dropout, self.training)
 
 
 Parts = Tensor | tuple[Tensor, Tensor, Tensor]  # queries, keys and values, as one or one by one
@@ -182,12 +184,20 @@ class Trunk(nn.Module):
             layer.after = torch.compile(layer.after, dynamic=changes, **options)
             layer.between = torch.compile(layer.between, **options)
 
-    def forward(self, input_ids: Tensor, attend: dict[str, Attend], positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attend: dict[str, Attend],
+        positions: Tensor | None = None,
+        *,
+        sparse: bool = False,
+    ) -> Tensor:
         """Hidden states (..., W) from ids (...,), or (K, W) at `positions`; `attend` has one entry per kind of layer.
 
-        What the last layer computes after attention at other positions, nobody reads: it is left out.
+        What the last layer computes after attention at other positions, nobody reads: it is left out. `sparse` as in
+        `Embeddings`.
         """
-        x = self.embeddings(input_ids)
+        x = self.embeddings(input_ids, sparse=sparse)
         layers = [layer for layer in self.layers if isinstance(layer, Layer)]
         recompute = self.recompute and torch.is_grad_enabled()
         if self.joined and not recompute:
@@ -303,7 +313,16 @@ class Encoder(nn.Module):
         Raises:
             ValueError: a flat pack without borders, or a piece longer than `max_position_embeddings`.
         """
-        config = self.config
+        return self.model(input_ids, self._attend(input_ids, attention_mask, cu_seqlens, max_seqlen), positions)
+
+    def _attend(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> dict[str, Attend]:
+        """How each kind of layer attends to this input; arguments and errors as of `hidden_states`."""
         if cu_seqlens is None:
             if input_ids.ndim != 2:
                 raise ValueError(
@@ -312,16 +331,14 @@ class Encoder(nn.Module):
             longest = input_ids.shape[1]
         else:
             longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-        if longest > config.max_position_embeddings:
+        if longest > self.config.max_position_embeddings:
             raise ValueError(
-                f"a piece of {longest} tokens exceeds max_position_embeddings {config.max_position_embeddings}; "
+                f"a piece of {longest} tokens exceeds max_position_embeddings {self.config.max_position_embeddings}; "
                 f"cut the documents shorter or choose a model with longer positions"
             )
         if cu_seqlens is None:
-            by_kind = self._attend_in_rows(input_ids, attention_mask)
-        else:
-            by_kind = self._attend_in_pieces(input_ids, cu_seqlens, longest)
-        return self.model(input_ids, by_kind, positions)
+            return self._attend_in_rows(input_ids, attention_mask)
+        return self._attend_in_pieces(input_ids, cu_seqlens, longest)
 
     def _kinds(self) -> dict[str, tuple[float, int | None]]:
         """Rotary base and window of each kind of layer that there is."""
@@ -366,9 +383,21 @@ class Encoder(nn.Module):
             for kind, (_, window) in kinds
         }
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        **layout: Any,
+    ) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
-        return self.decoder(self.head(self.hidden_states(input_ids, attention_mask, **layout)))
+        # A tied table has a gradient of its own size from the decoder already. On a CPU it takes longer to fill another
+        # one with zeros, and to add the two, than to look up the rows.
+        tied = self.decoder.weight is self.model.embeddings.tok_embeddings.weight
+        sparse = tied and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        attend = self._attend(input_ids, attention_mask, **layout)
+        return self.decoder(self.head(self.model(input_ids, attend, positions, sparse=sparse)))
 
 
 def positions_within(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

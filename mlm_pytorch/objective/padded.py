@@ -4,7 +4,9 @@ Shapes: B rows, L width, K selected positions, V vocabulary.
 """
 
 import inspect
+import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from mlm_pytorch.objective.head import find_head, logits_at, logits_of
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
 from mlm_pytorch.objective.packs import Pack, PackMasker, moved, rounded_targets
-from mlm_pytorch.objective.verify import verify_head
+from mlm_pytorch.objective.verify import SHAPE_ERRORS, first_line, verify_head
 from mlm_pytorch.tokens import SpecialTokens
 
 PAD_MASK_ARGUMENTS = ("attention_mask", "mask")  # what a transformer's own argument for it is called, True at tokens
@@ -177,8 +179,8 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
         max_seq_len: the longest piece that it takes, or None where it sets no limit.
 
     Raises:
-        ValueError: the model has no embedding for an id, or does not return logits (B, L, V), V at least as large as
-            the vocabulary.
+        ValueError: the model fails on such rows, as where an id has no embedding, or does not return logits (B, L, V),
+            V at least as large as the vocabulary.
     """
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
@@ -194,12 +196,17 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
     was_training = model.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            shape = tuple(logits_of(model.eval()(ids, **arguments), model).shape)
-        except IndexError as error:
+            output = model.eval()(ids, **arguments)
+        except SHAPE_ERRORS as error:
+            cause = f"{first_line(error)}{_raised_in(error)}"
+            remedy = "it has to take rows of any length up to the longest piece; mend it, or choose another model"
+            if isinstance(error, IndexError):
+                remedy = "give its embeddings a row for each token and each position"
             raise ValueError(
-                f"{type(model).__name__} fails on {length} ids of a vocabulary of {special.num_tokens} ({error}); "
-                "give its embeddings a row for each token and each position"
+                f"{type(model).__name__} fails on {length} ids of a vocabulary of {special.num_tokens} ({cause}); "
+                f"{remedy}"
             ) from error
+    shape = tuple(logits_of(output, model).shape)
     model.train(was_training)
     if shape[:-1] != (2, length) or shape[-1] < special.num_tokens:
         raise ValueError(
@@ -213,6 +220,14 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
         return interface
     verdict = verify_head(model, ids, arguments, num_tokens=shape[-1])
     return replace(interface, head=verdict.head, reason=verdict.reason)
+
+
+def _raised_in(error: BaseException) -> str:
+    """The line of a model's own code that raised an error, where there is one below ours and torch's."""
+    libraries = (Path(__file__).parent, Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(path) for path in libraries)]
+    return f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
 
 
 def padded_loss(

@@ -213,7 +213,7 @@ class _Bench:
             with gathered_before(self.transformer, name, self.positions_K):
                 sparse = self.run()
         except SHAPE_ERRORS as error:
-            return f"its head {name!r} does not take some positions alone ({_first_line(error)})"
+            return f"its head {name!r} does not take some positions alone ({first_line(error)})"
         wanted = self._at_positions(self.dense)
         if sparse.numel() != wanted.numel():
             return f"with positions gathered before {name!r} it returned {tuple(sparse.shape)}"
@@ -291,6 +291,7 @@ def _difference(what: str, got: Tensor, wanted: Tensor) -> str:
     return "" if difference <= allowed else f"{what} differ by {difference:.2g} (allowed {allowed:.2g})"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What kind of error it is, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

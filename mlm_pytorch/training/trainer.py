@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from mlm_pytorch.training.config import FROM_SCRATCH, TrainConfig
 from mlm_pytorch.training.distributed import Agreement, World
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.guards import PlateauGuard, SkipGuard
+from mlm_pytorch.training.held_out import Evaluate, HeldOut
 from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
@@ -36,20 +37,6 @@ from mlm_pytorch.training.stopping import Stopping
 from mlm_pytorch.training.writer import CheckpointWriter, Export
 
 PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
-
-
-class Score(Protocol):
-    """A held-out result."""
-
-    @property
-    def loss(self) -> float:
-        """Nats per predicted token."""
-        ...
-
-    @property
-    def accuracy(self) -> float:
-        """Share of predicted tokens that were right."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -116,8 +103,8 @@ class Trainer:
         *,
         lr: float,
         tokens_per_epoch: int,
-        evaluate: Callable[[nn.Module], Score] | None,
-        keep: Callable[[nn.Module], Score] | None = None,
+        evaluate: Evaluate | None,
+        keep: Evaluate | None = None,
         measure_first: bool = False,
         export: Export,
         load: Callable[[Path], Mapping[str, Tensor]],
@@ -126,10 +113,11 @@ class Trainer:
         world: World | None = None,
     ):
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
-        self.evaluate, self.load, self.display, self.watch, self.lr = evaluate, load, display, watch, lr
+        self.load, self.display, self.watch, self.lr = load, display, watch, lr
         self.device = next(model.parameters()).device
         self.autocast = autocast_dtype(config.precision, self.device)
-        self.keep, self.measure_first, self.world = keep, measure_first, world or World()
+        self.measure_first, self.world = measure_first, world or World()
+        self.held_out = HeldOut(evaluate, keep, config.evaluations)
         self.parallel = Parallel(model, config.parallel, self.world, shard_ranks=config.shard_ranks)
         self.optimizers = build_optimizers(
             model,
@@ -158,9 +146,6 @@ class Trainer:
         self._metrics_bytes = 0  # of metrics.jsonl, as far as the checkpoint knows it
         self._unread: Taken | None = None
         self._paused = 0.0  # seconds since the last step that were not spent on training
-        self._last_evaluated = -1
-        self._evaluations = 0  # how many of the planned ones are behind us
-        self._evaluation_seconds = 0.0  # the longest so far
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -188,7 +173,7 @@ class Trainer:
             total_steps = self.ramp.total_steps(packs * (self.budget.amount / saved.seconds - 1), saved.step)
         self.progress = self._saved = replace(saved, total_steps=total_steps)
         self._metrics_bytes = state["metrics_bytes"]
-        self._last_evaluated, self._evaluations = state["last_evaluated"], state["evaluations"]
+        self.held_out.last_step, self.held_out.done = state["last_evaluated"], state["evaluations"]
         self.guard.restore(state["guard"])
         if self.world.is_main:
             point_to(checkpoint)  # where a newer one is damaged, or a kill came before that
@@ -204,8 +189,8 @@ class Trainer:
             "progress": vars(self.progress),
             "reader": Position.merge(self.world.gather(self.feed.position)).to_json(),
             "metrics_bytes": self._metrics_bytes,
-            "last_evaluated": self._last_evaluated,
-            "evaluations": self._evaluations,
+            "last_evaluated": self.held_out.last_step,
+            "evaluations": self.held_out.done,
             "guard": self.guard.to_json(),
             "config": self.config.to_yaml(),
         }
@@ -370,7 +355,7 @@ class Trainer:
         return self.stopping.reason
 
     def _stop_due(self) -> bool:
-        needed = self._evaluation_seconds + self.writer.seconds + (self.reporter.seconds_per_step or 0.0)
+        needed = self.held_out.seconds + self.writer.seconds + (self.reporter.seconds_per_step or 0.0)
         return self.stopping.check(needed) is not None
 
     def run(self) -> bool:
@@ -468,43 +453,24 @@ class Trainer:
                 self.display.say(f"step {values['step']:,}: {told}")
 
     def _evaluate_if_due(self) -> None:
-        if int(self.progress.share * self.config.evaluations) > self._evaluations:
+        if self.held_out.due(self.progress.share):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        if (self.evaluate is None and self.keep is None) or self._last_evaluated == self.progress.step:
+        """By all processes alike: with parts of the model none could alone."""
+        if not self.held_out.wanted(self.progress.step):
             return
         self._write_unread()
         started = time.monotonic()
-        values, said = self._measure()
-        seconds = time.monotonic() - started
-        self._evaluation_seconds = max(self._evaluation_seconds, seconds)
-        self._last_evaluated = self.progress.step
-        self._evaluations = int(self.progress.share * self.config.evaluations)
-        values = {"step": self.progress.step} | values
-        values |= {"valid_seconds": round(seconds, 3), "tokens": self.progress.tokens}
-        self.reporter.held_out(values | {"seconds": round(self.progress.seconds, 3)})
-        self.display.say(f"step {self.progress.step}: {'; '.join(said)}")
+        values, said = self.held_out.measure(
+            self.model, self.average, step=self.progress.step, share=self.progress.share
+        )
+        self.parallel.reshard()
+        values |= {"tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 3)}
+        self.reporter.held_out(values)
+        self.display.say(said)
         self.reporter.evaluated()
         self._paused += time.monotonic() - started
-
-    def _measure(self) -> tuple[dict[str, Any], list[str]]:
-        """Held-out results, and how they are said; by all processes alike: with parts of the model none could alone."""
-        values: dict[str, Any] = {}
-        said = []
-        if self.evaluate is not None:
-            score = self.evaluate(self.model)
-            values |= {"valid_loss": score.loss, "valid_accuracy": score.accuracy}
-            said.append(f"held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%")
-            if self.average is not None:
-                with self.averaged():
-                    values["ema_valid_loss"] = self.evaluate(self.model).loss
-                said.append(f"averaged weights {values['ema_valid_loss']:.3f}")
-        if self.keep is not None:
-            values["keep_loss"] = self.keep(self.model).loss
-            said.append(f"loss on the text to keep {values['keep_loss']:.3f}")
-        self.parallel.reshard()
-        return values, said
 
     def _show(self, *, force: bool = False) -> None:
         packs = self.ramp.packs(self.progress.total_steps, self.progress.step)

@@ -160,6 +160,28 @@ def test_long_pieces_are_banded_or_computed_again_in_backward_and_stay_equal(len
         )
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gradient_of_looked_up_rows_is_added_to_the_decoders(tied):
+    """On a CPU rows are added to what the decoder gives a tied table; hidden states alone know nothing of that."""
+    ours, _ = pair(tie_word_embeddings=tied)
+    _, ids, cu_seqlens = pieces([20, 7, 1])
+    ids[3:9] = ids[2]  # rows that are looked up more than once
+    ids[12] = ours.config.pad_token_id
+    weight = torch.randn(len(ids), SHAPE["vocab_size"])
+    found = []
+    for logits_of in (ours, lambda *a, **k: ours.decoder(ours.head(ours.hidden_states(*a, **k)))):
+        ours.zero_grad()
+        for scale in (1.0, 0.5):  # gradients of micro-batches add up
+            (logits_of(ids, cu_seqlens=cu_seqlens) * weight * scale).sum().backward()
+        found.append({name: p.grad.clone() for name, p in ours.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient.layout is torch.strided, name
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    ours.zero_grad()
+    ours.hidden_states(ids, cu_seqlens=cu_seqlens).sum().backward()
+    assert ours.model.embeddings.tok_embeddings.weight.grad.layout is torch.strided
+
+
 def test_a_piece_never_sees_its_neighbour():
     ours, _ = pair()
     _, ids, cu_seqlens = pieces([20, 20, 9])

@@ -78,6 +78,9 @@ def test_errors():
         PaddedModel(Narrow(), SPECIAL)
     with pytest.raises(ValueError, match="Narrow fails on 16 ids of a vocabulary of .*; give its embeddings a row for"):
         PaddedModel(Narrow(rows=6), SPECIAL)
+    whole = r"ThreeAtOnce fails on 16 ids .*\(RuntimeError: .*, test_padded.py line \d+\); it has to take rows of"
+    with pytest.raises(ValueError, match=whole):
+        PaddedModel(ThreeAtOnce(), SPECIAL)
     with pytest.raises(ValueError, match="holds no token to predict"):
         masked_loss(padded, [], SPECIAL)
 
@@ -89,3 +92,10 @@ class Narrow(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         return self.table(input_ids)
+
+
+class ThreeAtOnce(Narrow):
+    """Takes ids by threes alone, as Nystromformer does."""
+
+    def forward(self, input_ids, attention_mask):
+        return self.table(input_ids.view(-1, 3))
