@@ -80,6 +80,18 @@ def _plain(logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> Tensor:
     return loss_sum
 
 
+def _first_of_equals(is_best_R1: Tensor, is_equalled_R1: Tensor, logits_RV: Tensor, labels_R: Tensor) -> Tensor:
+    """How many labels are their row's argmax, which is the first of equal logits; on a host.
+
+    argmax takes longer than the softmax, so only rows are looked through where the label is the best and not alone.
+    """
+    doubtful_R = (is_best_R1 & is_equalled_R1).squeeze(1)
+    if not bool(doubtful_R.any()):
+        return is_best_R1.sum()
+    first = logits_RV[doubtful_R].argmax(dim=-1) == labels_R[doubtful_R]
+    return is_best_R1.sum() - doubtful_R.sum() + first.sum()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradient in one pass over the logits, some rows at a time."""
 
@@ -96,21 +108,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits_RV, labels_R = logits_KV[start : start + rows], labels_K[start : start + rows]
             is_target_R1 = (labels_R != IGNORE_INDEX).unsqueeze(1)
             index_R1 = labels_R.unsqueeze(1).masked_fill(~is_target_R1, 0)
-            probs_RV = torch.softmax(logits_RV, dim=-1, dtype=torch.float32)
+            logits_RV = logits_RV.float()
+            highest_R1, label_logit_R1 = logits_RV.amax(dim=-1, keepdim=True), logits_RV.gather(1, index_R1)
+            probs_RV = torch.softmax(logits_RV, dim=-1)
+            label_prob_R1 = probs_RV.gather(1, index_R1)
+            next_best_R1 = probs_RV.scatter_(1, index_R1, -1.0).amax(dim=-1, keepdim=True)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe where the label's is not.
-            most_R1, likeliest_R1 = probs_RV.max(dim=-1, keepdim=True)
-            log_normaliser_R1 = logits_RV.gather(1, likeliest_R1).float() - most_R1.log()
-            num_correct += (likeliest_R1.squeeze(1) == labels_R).sum()
+            log_normaliser_R1 = highest_R1 - torch.maximum(label_prob_R1, next_best_R1).log()
             # where, and not a product: an ignored row may hold NaN
-            loss_R1 = log_normaliser_R1 - logits_RV.gather(1, index_R1).float()
-            loss_sum += torch.where(is_target_R1, loss_R1, 0.0).sum()
+            loss_sum += torch.where(is_target_R1, log_normaliser_R1 - label_logit_R1, 0.0).sum()
             if z_loss:
                 loss_sum += z_loss * torch.where(is_target_R1, log_normaliser_R1, 0.0).square().sum()
+            if on_host:
+                is_best_R1 = is_target_R1 & (label_logit_R1 == highest_R1)
+                num_correct += _first_of_equals(is_best_R1, label_prob_R1 == next_best_R1, logits_RV, labels_R)
+            else:  # asking a GPU whether there are equals would wait for it
+                num_correct += (logits_RV.argmax(dim=-1) == labels_R).sum()
             if wants_grad:
+                scale_R1 = 1 + 2 * z_loss * log_normaliser_R1
                 if z_loss:
-                    probs_RV.mul_(1 + 2 * z_loss * log_normaliser_R1)
-                probs_RV.scatter_add_(1, index_R1, torch.full_like(loss_R1, -1.0))
-                if on_host and bool(is_target_R1.all()):  # asking a GPU would wait for it
+                    probs_RV.mul_(scale_R1)
+                probs_RV.scatter_(1, index_R1, label_prob_R1 * scale_R1 - 1)
+                if on_host and bool(is_target_R1.all()):
                     grad_KV[start : start + rows] = probs_RV
                 else:
                     grad_KV[start : start + rows] = probs_RV.masked_fill_(~is_target_R1, 0.0)

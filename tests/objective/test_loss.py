@@ -89,9 +89,21 @@ def test_shapes_that_do_not_fit(logits, labels):
         cross_entropy(torch.zeros(logits), torch.zeros(labels, dtype=torch.long))
 
 
-def test_hits_are_the_labels_that_are_likeliest():
-    logits = torch.randn(40, 7, dtype=torch.bfloat16)
-    labels = torch.randint(0, 7, (40,))
+@pytest.mark.parametrize("levels", [3, 40, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hits_are_the_labels_that_are_likeliest(chunk, dtype, levels):
+    """argmax takes the first of equal logits; with few levels most rows have several."""
+    logits = (torch.randint(0, levels, (400, 7)) / levels).to(dtype)
+    labels = torch.randint(0, 7, (400,))
     labels[::5] = -100
-    _, num_correct = cross_entropy_with_hits(logits.requires_grad_(), labels)
-    assert int(num_correct) == int((logits.argmax(-1) == labels).sum())
+    expected = int((logits.argmax(-1) == labels).sum())
+    for wants_grad in (True, False):
+        _, num_correct = cross_entropy_with_hits(logits.requires_grad_(wants_grad), labels)
+        assert int(num_correct) == expected > 30
+
+
+def test_hits_of_a_certain_label():
+    """A probability of one leaves the others none."""
+    logits = torch.full((2, 5), -1e4)
+    logits[:, 3] = 1e4
+    assert int(cross_entropy_with_hits(logits, torch.tensor([3, 0]))[1]) == 1
