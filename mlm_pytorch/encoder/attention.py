@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BUCKET_STEP = 16  # lengths are rounded up to this: 2% of padding on text, a third of the blocks of exact lengths
-LONGEST_KEPT = 512  # attention weights of longer pieces are computed again in backward: they would fill the memory
+# Attention weights are kept for backward of pieces up to this length, and of longer ones while a layer's are no more
+# than so many; others are computed again, since they would fill the memory.
+LONGEST_KEPT, WEIGHTS_KEPT = 512, 2**24
 SCORES_AT_ONCE = 2**24  # of longer pieces, as many heads at once as have so many scores
 
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
@@ -78,6 +80,7 @@ class Bucket:
     start: int
     end: int
     past_end: Tensor | None  # (P, length) bool, True past a piece's end; None where there is no such slot
+    kept: bool  # whether attention weights are kept for backward
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Blocks:
         starts, lengths = cu[:-1], np.diff(cu)
         rounded = -(-lengths // BUCKET_STEP) * BUCKET_STEP
         buckets, heads, parts = [], np.arange(num_heads)[None, :, None], []
-        start = 0
+        start, room = 0, WEIGHTS_KEPT
         for length in np.unique(rounded[rounded > 0])[::-1].tolist():
             (where,) = np.nonzero(rounded == length)
             shape = (len(where), num_heads, length)
@@ -121,7 +124,9 @@ class Blocks:
             parts.append([np.broadcast_to(x, shape).ravel() for x in (rows, slots, past_end[:, None])])
             end = start + rows.size
             mask = torch.from_numpy(past_end).to(device) if past_end.any() else None
-            buckets.append(Bucket(len(where), length, start, end, mask))
+            kept = length <= LONGEST_KEPT or rows.size * length <= room
+            room -= rows.size * length if kept and length > LONGEST_KEPT else 0
+            buckets.append(Bucket(len(where), length, start, end, mask, kept))
             start = end
         rows, positions, past_end = (np.concatenate(same) for same in zip(*parts, strict=True))
         tokens, head = np.divmod(rows, num_heads)
@@ -235,7 +240,7 @@ class _BlockAttention(torch.autograd.Function):
                     q, k, v, out_ = (part[rows].view(-1, bucket.length, head_dim) for part in (*x, out))
                     weights = _weights(q, k, bias_)
                     torch.bmm(weights, v, out=out_)
-                    if bucket.length <= LONGEST_KEPT:
+                    if bucket.kept:
                         saved.append(weights)
             heads_out = out.index_select(0, blocks.out_rows)
         ctx.save_for_backward(x, *saved)
@@ -259,7 +264,7 @@ class _BlockAttention(torch.autograd.Function):
                     q, k, v, grad_q, grad_k, grad_v, grad_ = (
                         part[rows].view(-1, bucket.length, head_dim) for part in parts
                     )
-                    weights = next(kept) if bucket.length <= LONGEST_KEPT else _weights(q, k, bias_)
+                    weights = next(kept) if bucket.kept else _weights(q, k, bias_)
                     torch.bmm(weights.mT, grad_, out=grad_v)
                     grad_scores = _softmax_backward(torch.bmm(grad_, v.mT), weights, -1, weights.dtype)
                     torch.bmm(grad_scores, k, out=grad_q)

@@ -42,11 +42,32 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.dropout = config.embedding_dropout
 
-    def forward(self, input_ids: Tensor, *, sparse: bool = False) -> Tensor:
-        """(..., W) from ids (...,). With `sparse`, the table's gradient holds the rows looked up alone."""
-        table = self.tok_embeddings
-        rows = F.embedding(input_ids, table.weight, table.padding_idx, sparse=True) if sparse else table(input_ids)
+    def forward(self, input_ids: Tensor, table: Tensor | None = None) -> Tensor:
+        """(..., W) from ids (...,). The gradient of a `table` (V, W) in place of the own one holds the rows alone that
+        were looked up.
+        """
+        own = self.tok_embeddings
+        rows = own(input_ids) if table is None else F.embedding(input_ids, table, own.padding_idx, sparse=True)
         return F.dropout(self.norm(rows), self.dropout, self.training)
+
+
+class _LookedUpAndMultiplied(torch.autograd.Function):
+    """A tied table (V, W) in its two uses, so that its gradient is made in one piece.
+
+    The product with it has a gradient of the table's size, the lookup one of some rows. On a CPU, with a large
+    vocabulary, filling another table with zeros, or a copy of it, takes longer than looking up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return table.view_as(table), table.view_as(table)
+
+    @staticmethod
+    def backward(_: Any, of_rows: Tensor | None, of_product: Tensor | None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if of_rows is None or of_product is None:
+            return of_product if of_rows is None else of_rows.to_dense()
+        return of_product.add_(of_rows)
 
 
 Parts = Tensor | tuple[Tensor, Tensor, Tensor]  # queries, keys and values, as one or one by one
@@ -189,15 +210,14 @@ class Trunk(nn.Module):
         input_ids: Tensor,
         attend: dict[str, Attend],
         positions: Tensor | None = None,
-        *,
-        sparse: bool = False,
+        table: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (..., W) from ids (...,), or (K, W) at `positions`; `attend` has one entry per kind of layer.
 
-        What the last layer computes after attention at other positions, nobody reads: it is left out. `sparse` as in
+        What the last layer computes after attention at other positions, nobody reads: it is left out. `table` as in
         `Embeddings`.
         """
-        x = self.embeddings(input_ids, sparse=sparse)
+        x = self.embeddings(input_ids, table)
         layers = [layer for layer in self.layers if isinstance(layer, Layer)]
         recompute = self.recompute and torch.is_grad_enabled()
         if self.joined and not recompute:
@@ -230,6 +250,14 @@ class PredictionHead(nn.Module):
         return self.norm(self.act(self.dense(x)))
 
 
+class Decoder(nn.Linear):
+    """The projection onto the vocabulary."""
+
+    def forward(self, input: Tensor, table: Tensor | None = None) -> Tensor:
+        """Logits (..., V) from (..., W), by a `table` (V, W) in place of the own weight where one is given."""
+        return F.linear(input, self.weight if table is None else table, self.bias)
+
+
 class Encoder(nn.Module):
     """ModernBERT with its masked-language-modelling head, for flat packs and for padded batches.
 
@@ -250,7 +278,7 @@ class Encoder(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.head = PredictionHead(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.decoder = Decoder(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         self.reset_parameters()
         if config.tie_word_embeddings:
             self.decoder.weight = self.model.embeddings.tok_embeddings.weight
@@ -392,12 +420,12 @@ class Encoder(nn.Module):
         **layout: Any,
     ) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
-        # A tied table has a gradient of its own size from the decoder already. On a CPU it takes longer to fill another
-        # one with zeros, and to add the two, than to look up the rows.
-        tied = self.decoder.weight is self.model.embeddings.tok_embeddings.weight
-        sparse = tied and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         attend = self._attend(input_ids, attention_mask, **layout)
-        return self.decoder(self.head(self.model(input_ids, attend, positions, sparse=sparse)))
+        table, decoder = self.model.embeddings.tok_embeddings.weight, self.decoder
+        if decoder.weight is not table or table.device.type != "cpu" or torch.compiler.is_compiling():
+            return decoder(self.head(self.model(input_ids, attend, positions)))
+        looked_up, multiplied = _LookedUpAndMultiplied.apply(table)  # pyright: ignore[reportGeneralTypeIssues]
+        return decoder(self.head(self.model(input_ids, attend, positions, looked_up)), multiplied)
 
 
 def positions_within(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
