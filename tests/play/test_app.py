@@ -88,7 +88,8 @@ def test_surprise_comes_in_lines_that_end(app):
         assert [word["word"] for word in words] == list(range(6))
         assert all(word["nats"] < 1.5 for word in words)  # learned by heart
     strange = post(app, "/api/surprise", {**QUESTION, "text": "the cat sat on the deep"}).text.splitlines()
-    assert max(json.loads(strange[0])["words"], key=lambda word: word["nats"])["word"] == 5
+    (at_the_end,) = (word["nats"] for word in json.loads(strange[0])["words"] if word["word"] == 5)
+    assert at_the_end > 3  # where "mat" was below 1.5
 
 
 def test_surprise_ends_early_when_the_server_does(models):
