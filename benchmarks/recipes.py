@@ -51,6 +51,7 @@ VARIANTS: dict[str, Variant] = {
     "adamw": Variant("--optimizer adamw"),
     "adamw lr 4e-3": Variant("--optimizer adamw --lr 4e-3"),
     "lr 2e-3": Variant("--lr 2e-3"),
+    "lr 6e-3": Variant("--lr 6e-3"),
     "lr 8e-3": Variant("--lr 8e-3"),
     "embeddings x 0.3": Variant("--embedding-lr 0.3"),
     "embeddings x 3": Variant("--embedding-lr 3"),
@@ -59,13 +60,15 @@ VARIANTS: dict[str, Variant] = {
     "no clipping": Variant("--clip 0"),
     # schedule
     "decay 0.3": Variant("--decay 0.3"),
+    "decay 0.8": Variant("--decay 0.8"),
     "linear": Variant("--schedule linear"),
     "cosine": Variant("--schedule cosine"),
     "final lr 0.1": Variant("--final-lr 0.1"),
     "warm-up 0.1": Variant("--warmup 0.1"),
     # batch
     "1024 a step": Variant("--pack-tokens 1024"),
-    "4096 a step": Variant("--packs-per-step 2"),
+    "two packs a step": Variant("--packs-per-step 2"),
+    "packs of 2048": Variant("--pack-tokens 2048"),
     "packs of 4096": Variant("--pack-tokens 4096"),
     "packs of 8192": Variant("--pack-tokens 8192"),
     "ramp 1024 to 2048": Variant("--pack-tokens 1024 --packs-per-step-end 2"),
@@ -73,6 +76,9 @@ VARIANTS: dict[str, Variant] = {
     # masking
     "rate 0.15": Variant("--mask-prob 0.15 --mask-schedule constant"),
     "rate 0.30": Variant("--mask-prob 0.30 --mask-schedule constant"),
+    "rate 0.30 to 0.10": Variant("--mask-prob-end 0.10"),
+    "rate 0.40 to 0.15": Variant("--mask-prob 0.40"),
+    "rate 0.50 to 0.15": Variant("--mask-prob 0.50"),
     "rate 0.40 to 0.10": Variant("--mask-prob 0.40 --mask-prob-end 0.10"),
     "rate 0.20 to 0.15": Variant("--mask-prob 0.20"),
     "rate cosine": Variant("--mask-schedule cosine"),
@@ -108,6 +114,8 @@ VARIANTS: dict[str, Variant] = {
     "nano, 4 heads": Variant(shape=NANO | {"num_attention_heads": 4}),
     "nano, 4 layers": Variant(shape=NANO | {"num_hidden_layers": 4}),
     "nano, 2 layers": Variant(shape=NANO | {"num_hidden_layers": 2}),
+    "nano, inner 256": Variant(shape=NANO | {"intermediate_size": 256}),
+    "nano, inner 640": Variant(shape=NANO | {"intermediate_size": 640}),
     "nano, untied": Variant(shape=NANO | {"tie_word_embeddings": False}),
     "nano, first weights 0.02": Variant(shape=NANO | {"initializer_range": 0.02}),
     "nano, first weights 0.09": Variant(shape=NANO | {"initializer_range": 0.09}),
@@ -116,7 +124,7 @@ VARIANTS: dict[str, Variant] = {
     "seq_len 512": Variant("--seq-len 512"),
 }  # fmt: skip
 # What a shape of its own is trained with: the folder of a model would be continued with gentler defaults.
-AS_NEW = "--optimizer muon --lr 4e-3 --pack-tokens 2048 --warmup 0.02 --decay 0.6"
+AS_NEW = "--optimizer muon --lr 4e-3 --warmup 0.02 --decay 0.6"
 
 
 def run(command: list[str]) -> str:
@@ -171,6 +179,20 @@ def sample_of_pairs(scratch: Path, count: int) -> Path:
     return path
 
 
+def pack_tokens(budget: str) -> int:
+    """What `mlm train` chooses for the small presets, of which the shapes here are relatives."""
+    import torch
+
+    from mlm_pytorch.training.recipe import choose
+    from mlm_pytorch.training.schedule import Budget
+    from mlm_pytorch.training.step import autocast_dtype
+    from mlm_pytorch.training.throughput import measure_peak
+
+    cpu = torch.device("cpu")
+    peak = measure_peak(cpu, autocast_dtype("auto", cpu) or torch.float32)
+    return choose(Budget.parse(budget), cpu, peak=peak, model="nano").pack_tokens
+
+
 def measure(name: str, arguments: argparse.Namespace, seed: int, scratch: Path) -> dict:
     """Train and score one variant."""
     variant = VARIANTS[name]
@@ -186,7 +208,8 @@ def measure(name: str, arguments: argparse.Namespace, seed: int, scratch: Path) 
         model = scratch / f"{out.name}.untrained"
         if not (out / "config.yaml").is_file():
             untrained(variant, store, seed, model)
-        words = ["--model", str(model), *shlex.split(AS_NEW), *words]
+        chosen = ["--pack-tokens", str(pack_tokens(arguments.budget))]
+        words = ["--model", str(model), *shlex.split(AS_NEW), *chosen, *words]
     load = os.getloadavg()[0]
     mlm("train", store, "--out", out, "--budget", arguments.budget, "--seed", str(seed), *words)
     load = max(load, os.getloadavg()[0])
