@@ -10,7 +10,7 @@ Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H he
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlm_pytorch.encoder.attention import (
-    BlockPlan,
-    Blocks,
-    attend_blocks,
     attend_padded,
     attend_varlen,
     rotary_tables,
@@ -30,7 +27,9 @@ from mlm_pytorch.encoder.attention import (
     tiles_available,
     varlen_available,
 )
+from mlm_pytorch.encoder.blocks import BlockPlan, Blocks, attend_blocks
 from mlm_pytorch.encoder.config import ACTIVATIONS, EncoderConfig
+from mlm_pytorch.encoder.queries import Queries, attend_queries
 
 
 class Embeddings(nn.Module):
@@ -80,10 +79,13 @@ class Attend:
     Attributes:
         kernel: heads' outputs (..., W), from queries, keys and values (..., 3, H, E), or from `rotated_parts`.
         angles: what those parts are turned by, cosines and sines; None where the kernel sees to that.
+        asking: (K, W) from the queries (K, H, E) of the positions where a result is wanted, and from keys and values
+            (T, 2, H, E) of all; None where all had better ask.
     """
 
     kernel: Callable[..., Tensor]
     angles: tuple[Tensor, Tensor] | None = None
+    asking: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, parts: Parts) -> Tensor:
         """(..., W) from what `Layer.before` gave."""
@@ -103,6 +105,21 @@ class Attention(nn.Module):
         """Queries, keys and values (..., 3, H, E) of (..., W)."""
         qkv = self.Wqkv(x)
         return qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the projection is what it was made as: an adapter or a hook would be passed by if it were divided."""
+        hooked = self.Wqkv._forward_hooks or self.Wqkv._forward_pre_hooks
+        return type(self.Wqkv) is nn.Linear and not hooked
+
+    def project_apart(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (K, H, E) of some tokens of (T, W), keys and values (T, 2, H, E) of all."""
+        width = x.shape[-1]
+        parts = (width, 2 * width)
+        biases = (None, None) if self.Wqkv.bias is None else self.Wqkv.bias.split(parts)
+        (of_queries, of_rest), rows = self.Wqkv.weight.split(parts), x.index_select(0, positions)
+        q, kv = F.linear(rows, of_queries, biases[0]), F.linear(x, of_rest, biases[1])
+        return q.view(len(q), self.num_heads, -1), kv.view(len(kv), 2, self.num_heads, -1)
 
 
 class GatedMLP(nn.Module):
@@ -158,6 +175,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend, positions: Tensor | None = None) -> Tensor:
         """(..., W) from (..., W). Given `positions` (K,), all are seen, but the layer goes on with those: (K, W)."""
+        if positions is not None and attend.asking is not None and self.attn.divisible:
+            parts = self.attn.project_apart(self.attn_norm(x), positions)
+            return self.after(_at(x, positions), attend.asking(*parts))
         return self.end(x, attend(self.before(x, attend.angles)), positions)
 
     def end(self, x: Tensor, attended: Tensor, positions: Tensor | None) -> Tensor:
@@ -341,12 +361,14 @@ class Encoder(nn.Module):
         Raises:
             ValueError: a flat pack without borders, or a piece longer than `max_position_embeddings`.
         """
-        return self.model(input_ids, self._attend(input_ids, attention_mask, cu_seqlens, max_seqlen), positions)
+        layout = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        return self.model(input_ids, self._attend(input_ids, attention_mask, positions, **layout), positions)
 
     def _attend(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
+        positions: Tensor | None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> dict[str, Attend]:
@@ -366,7 +388,7 @@ class Encoder(nn.Module):
             )
         if cu_seqlens is None:
             return self._attend_in_rows(input_ids, attention_mask)
-        return self._attend_in_pieces(input_ids, cu_seqlens, longest)
+        return self._attend_in_pieces(input_ids, positions, cu_seqlens, longest)
 
     def _kinds(self) -> dict[str, tuple[float, int | None]]:
         """Rotary base and window of each kind of layer that there is."""
@@ -388,13 +410,21 @@ class Encoder(nn.Module):
             for kind, (theta, window) in self._kinds().items()
         }
 
-    def _attend_in_pieces(self, input_ids: Tensor, cu_seqlens: Tensor, longest: int) -> dict[str, Attend]:
+    def _attend_in_pieces(
+        self, input_ids: Tensor, positions: Tensor | None, cu_seqlens: Tensor, longest: int
+    ) -> dict[str, Attend]:
         dtype, heads, head_dim = compute_dtype(self), self.config.num_attention_heads, self.config.head_dim
         kinds = self._kinds().items()
         if not varlen_available(input_ids.device, dtype):
             blocks = Blocks.of(cu_seqlens, heads)
             plans = {kind: BlockPlan.of(blocks, theta, head_dim, dtype, window) for kind, (theta, window) in kinds}
-            return {kind: Attend(partial(attend_blocks, plan=plan)) for kind, plan in plans.items()}
+            attend = {kind: Attend(partial(attend_blocks, plan=plan)) for kind, plan in plans.items()}
+            if positions is not None and self.config.layer_types:
+                last = self.config.layer_types[-1]
+                queries = Queries.of(plans[last], cu_seqlens, positions)
+                if queries is not None:
+                    attend[last] = replace(attend[last], asking=partial(attend_queries, queries=queries))
+            return attend
         where = positions_within(cu_seqlens, len(input_ids))
         angles = {kind: rotary_tables(where, theta, head_dim) for kind, (theta, _) in kinds}
         if self.model.compiled and tiles_available(head_dim):
@@ -420,7 +450,7 @@ class Encoder(nn.Module):
         **layout: Any,
     ) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
-        attend = self._attend(input_ids, attention_mask, **layout)
+        attend = self._attend(input_ids, attention_mask, positions, **layout)
         table, decoder = self.model.embeddings.tok_embeddings.weight, self.decoder
         if decoder.weight is not table or table.device.type != "cpu" or torch.compiler.is_compiling():
             return decoder(self.head(self.model(input_ids, attend, positions)))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, attention, num_parameters, preset
+from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, blocks, num_parameters, preset
 from mlm_pytorch.encoder.encoder import positions_within
 from mlm_pytorch.objective import logits_at
 
@@ -141,15 +141,15 @@ def test_packed_equals_each_piece_alone(lengths, seed):
         torch.testing.assert_close(ours(ids, cu_seqlens=cu_seqlens), alone, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("at_once", [attention.SCORES_AT_ONCE, 1])
-@pytest.mark.parametrize("weights_kept", [attention.WEIGHTS_KEPT, 1_000_000, 0])  # of all, of one bucket, of none
+@pytest.mark.parametrize("at_once", [blocks.SCORES_AT_ONCE, 1])
+@pytest.mark.parametrize("weights_kept", [blocks.WEIGHTS_KEPT, 1_000_000, 0])  # of all, of one bucket, of none
 @pytest.mark.parametrize("lengths", [[700, 513, 20], [600, 600]])
 def test_long_pieces_are_banded_or_computed_again_in_backward_and_stay_equal(
     lengths, weights_kept, at_once, monkeypatch
 ):
-    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
-    monkeypatch.setattr(attention, "WEIGHTS_KEPT", weights_kept)
-    kept = {b.length: b.kept for b in attention.Blocks.of(torch.tensor([0, *lengths]).cumsum(0), 2).buckets}
+    monkeypatch.setattr(blocks, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(blocks, "WEIGHTS_KEPT", weights_kept)
+    kept = {b.length: b.kept for b in blocks.Blocks.of(torch.tensor([0, *lengths]).cumsum(0), 2).buckets}
     if len(lengths) == 3:
         assert kept == {704: weights_kept > 0, 528: weights_kept > 1_000_000, 32: True}
     ours, theirs = pair()

@@ -6,7 +6,8 @@ from kernel_device import DEVICE, HALF
 
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.encoder import encoder as encoder_module
-from mlm_pytorch.encoder.attention import BlockPlan, Blocks, attend_blocks, rotary_tables
+from mlm_pytorch.encoder.attention import rotary_tables
+from mlm_pytorch.encoder.blocks import BlockPlan, Blocks, attend_blocks
 from mlm_pytorch.encoder.encoder import positions_within
 from mlm_pytorch.encoder.tiles import TILE, TilePlan, Tiles, attend_tiles
 

@@ -1,8 +1,5 @@
 """Two processes on one machine: gradients are those of both batches, and no rank waits for one without targets."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,10 +28,9 @@ def expected():
     return [p.grad / 2 for p in model.parameters()]  # DDP's mean; the other rank adds 0
 
 
-def worker(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+def worker(rank, meeting_place):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2)
     try:
         for how in ("outside", "inside", "sharded"):  # in one process: starting one costs more than running it
             run(rank, how)
@@ -74,8 +70,5 @@ def sharded():
     return model
 
 
-def test_two_processes():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port,), nprocs=2)
+def test_two_processes(tmp_path):
+    mp.spawn(worker, (str(tmp_path / "ranks"),), nprocs=2)  # a file: a free port may be taken before it is used
