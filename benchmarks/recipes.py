@@ -53,6 +53,8 @@ VARIANTS: dict[str, Variant] = {
     "lr 2e-3": Variant("--lr 2e-3"),
     "lr 6e-3": Variant("--lr 6e-3"),
     "lr 8e-3": Variant("--lr 8e-3"),
+    "random embeddings": Variant("--first-embeddings random"),
+    "embeddings x 0.5": Variant("--embedding-lr 0.5"),
     "embeddings x 0.3": Variant("--embedding-lr 0.3"),
     "embeddings x 3": Variant("--embedding-lr 3"),
     "weight decay 0": Variant("--weight-decay 0"),
@@ -150,6 +152,7 @@ def untrained(variant: Variant, store: Path, seed: int, folder: Path) -> Path:
     import torch
 
     from mlm_pytorch.data.batches import count_tokens
+    from mlm_pytorch.data.cooccurrence import count_neighbours, token_vectors
     from mlm_pytorch.data.store import TokenStore
     from mlm_pytorch.data.tokenizer import load_tokenizer
     from mlm_pytorch.encoder import Encoder, EncoderConfig
@@ -163,6 +166,7 @@ def untrained(variant: Variant, store: Path, seed: int, folder: Path) -> Path:
         EncoderConfig(vocab_size=vocab_size, pad_token_id=opened.special.pad_token_id, **common | variant.shape)
     )
     encoder.start_at_frequencies(torch.from_numpy(count_tokens(opened)))
+    encoder.start_at_vectors(token_vectors(count_neighbours(opened), encoder.config.hidden_size))
     if folder.exists():
         shutil.rmtree(folder)
     export_encoder(encoder, opened.special, folder, load_tokenizer(opened.tokenizer_folder).save)

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from mlm_pytorch.cli.factory import (
     sizes_for,
 )
 from mlm_pytorch.data.batches import count_tokens
+from mlm_pytorch.data.cooccurrence import count_neighbours, token_vectors
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import PRESETS, Encoder, Preset, preset
@@ -28,9 +30,15 @@ from mlm_pytorch.huggingface import fetch_masked_lm, load_masked_lm, max_positio
 
 @dataclass(frozen=True)
 class PresetStart:
-    """A new built-in encoder of a named shape."""
+    """A new built-in encoder of a named shape.
+
+    Attributes:
+        name: the preset's.
+        embeddings: what its embeddings begin with, as `--first-embeddings` has it.
+    """
 
     name: str
+    embeddings: Literal["corpus", "random"] = "corpus"
 
     @property
     def trained_at(self) -> Preset:
@@ -47,6 +55,8 @@ class PresetStart:
         special = store.special
         encoder = Encoder(preset(self.name, vocab_size=special.num_tokens, pad_token_id=special.pad_token_id))
         encoder.start_at_frequencies(torch.from_numpy(count_tokens(store)))
+        if self.embeddings == "corpus":
+            encoder.start_at_vectors(token_vectors(count_neighbours(store), encoder.config.hidden_size))
         return encoder
 
 
@@ -108,15 +118,15 @@ class FactoryStart:
 Start = PresetStart | ModelStart | FactoryStart
 
 
-def find_start(name: str) -> Start:
-    """What `--model` names: a preset, a folder, `module:factory`, or a model of the Hub.
+def find_start(name: str, embeddings: Literal["corpus", "random"] = "corpus") -> Start:
+    """What `--model` names: a preset, a folder, `module:factory`, or a model of the Hub. `embeddings` are a preset's.
 
     Raises:
         ValueError: none of these, or one that cannot be trained: no masked language model, weights that are missing or
             not finite, a tokenizer that does not belong to it, a factory that does not import.
     """
     if name in PRESETS:
-        return PresetStart(name)
+        return PresetStart(name, embeddings)
     if Path(name).is_dir():
         return _model_start(name, Path(name))
     if is_factory_name(name):

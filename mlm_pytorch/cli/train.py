@@ -85,7 +85,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     torch.manual_seed(config.seed)
     assert config.model is not None
     checkpoint = world.from_main(lambda: newest_checkpoint(folder, display.say))
-    start = find_start(config.model) if checkpoint is None else None
+    start = find_start(config.model, config.first_embeddings) if checkpoint is None else None
     store, extension = open_store(config, start, folder, display, world)
     valid = held_out(store.folder)
     if valid is None and checkpoint is None:

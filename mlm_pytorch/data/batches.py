@@ -46,16 +46,19 @@ FLAT: Layout[Pack] = Layout(lambda w, capacity, upcoming, _: take_pack(w, capaci
 PADDED: Layout[PaddedBatch] = Layout(take_rows, build_padded, 1)
 
 
-def count_tokens(store: Pieces, max_pieces: int = 8192) -> np.ndarray:
-    """How often each token occurs (num_tokens,) int64 in up to `max_pieces` pieces: runs of 32, evenly over a store."""
-    runs = max(1, max_pieces // 32)
+def sample_of_pieces(store: Pieces, max_pieces: int) -> Sequence[int]:
+    """Up to `max_pieces` numbers of pieces: all of a store, or runs of 32, evenly over it."""
     if len(store) <= max_pieces:
-        chosen = range(len(store))
-    else:
-        starts = np.linspace(0, len(store) - max_pieces // runs, runs).astype(np.int64)
-        chosen = (starts[:, None] + np.arange(max_pieces // runs)).flatten().tolist()
+        return range(len(store))
+    runs = max(1, max_pieces // 32)
+    starts = np.linspace(0, len(store) - max_pieces // runs, runs).astype(np.int64)
+    return (starts[:, None] + np.arange(max_pieces // runs)).flatten().tolist()
+
+
+def count_tokens(store: Pieces, max_pieces: int = 8192) -> np.ndarray:
+    """How often each token occurs (num_tokens,) int64 in up to `max_pieces` pieces, evenly over a store."""
     counts = np.zeros(store.special.num_tokens, dtype=np.int64)
-    for index in chosen:
+    for index in sample_of_pieces(store, max_pieces):
         counts += np.bincount(store.piece(index), minlength=len(counts))
     return counts
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mlm_pytorch.encoder.encoder import EncoderConfig
+from mlm_pytorch.encoder.config import EncoderConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.encoder.attention import rotary_tables
-from mlm_pytorch.encoder.encoder import Attention, GatedMLP, Layer
+from mlm_pytorch.encoder.layers import Attention, GatedMLP, Layer
 from mlm_pytorch.objective.head import find_head, logits_at
 
 RowLogits = Callable[[Tensor, Tensor], Tensor]

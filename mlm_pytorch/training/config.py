@@ -69,6 +69,9 @@ class TrainConfig(CorpusOptions):
     """Among the selected tokens, the share that is not shown as it is."""
     random_token_prob: float = 0.0
     """Among the selected tokens, the share shown as a random token."""
+    first_embeddings: Literal["corpus", "random"] = "corpus"
+    """What the embeddings of a preset begin with: vectors that tell from the corpus which tokens have like neighbours,
+    which takes seconds and saves thousands of steps, or random ones."""
     optimizer: OptimizerName | None = None
     """Muon for the matrices with AdamW for the rest, or AdamW for all. By default Muon for a preset, AdamW for all
     other models."""

@@ -323,3 +323,27 @@ def test_it_starts_at_the_frequencies_of_tokens():
     probabilities = ours.decoder.bias.softmax(-1)
     torch.testing.assert_close(probabilities[:90], counts / counts.sum(), atol=1e-3, rtol=1e-2)
     assert (probabilities[90:] < 1e-4).all() and ours.decoder.bias.isfinite().all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_starts_at_vectors_with_logits_of_order_one(tied):
+    torch.manual_seed(0)
+    ours = Encoder(EncoderConfig(**SHAPE | {"tie_word_embeddings": tied, "pad_token_id": 3}))
+    before = ours.model.embeddings.tok_embeddings.weight.detach().clone()
+    vectors = torch.randn(90, SHAPE["hidden_size"])
+    ours.start_at_vectors(vectors)
+    table = ours.model.embeddings.tok_embeddings.weight.detach()
+    some = torch.tensor([0, 1, 2, *range(4, 90)])
+    torch.testing.assert_close(torch.cosine_similarity(table[some], vectors[some]), torch.ones(89))
+    assert table[3].count_nonzero() == 0 and torch.equal(table[90:], before[90:])
+    normalized = torch.nn.functional.layer_norm(torch.randn(500, SHAPE["hidden_size"]), (SHAPE["hidden_size"],))
+    assert 0.5 < (normalized @ table[some].T).std() < 2
+    assert (ours.decoder.weight is ours.model.embeddings.tok_embeddings.weight) == tied
+
+
+@pytest.mark.parametrize("shape", [(96, 63), (97, 64), (64,)])
+def test_vectors_that_do_not_fit(shape):
+    with pytest.raises(
+        ValueError, match=r"do not fit embeddings \(96, 64\); give one of width 64 for each of at most 96"
+    ):
+        Encoder(EncoderConfig(**SHAPE)).start_at_vectors(torch.zeros(shape))
