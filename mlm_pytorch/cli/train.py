@@ -15,7 +15,16 @@ from mlm_pytorch.cli.learners import FlatLearner, Learning, RowsLearner, make_le
 from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import sample_pieces
 from mlm_pytorch.cli.settling import pack_tokens_of, settle_by_budget, settle_by_model
-from mlm_pytorch.cli.starting import FactoryStart, ModelStart, Start, check_lengths, find_start, restart, sizes_for
+from mlm_pytorch.cli.starting import (
+    FactoryStart,
+    ModelStart,
+    PresetStart,
+    Start,
+    check_lengths,
+    find_start,
+    restart,
+    sizes_for,
+)
 from mlm_pytorch.cli.store import held_out, open_store
 from mlm_pytorch.data.batches import Reader, count_tokens
 from mlm_pytorch.data.packing import Pack, sequential_packs
@@ -250,6 +259,8 @@ def _learner(
             start.check_store(store)
         model = start.model if extension is None else extend_embeddings(start.model, extension.pieces)
     else:
+        if isinstance(start, PresetStart) and start.embeddings == "corpus":
+            display.say("first embeddings: counting what stands beside each token; --first-embeddings random does not")
         model = start.make(store)
         if isinstance(start, FactoryStart):
             factory = start.name, sizes_for(store.special, store.seq_len)
