@@ -1,10 +1,10 @@
-"""Token vectors from a corpus alone, in seconds: what stands beside each token, and how much more often than by chance.
+"""Token vectors from a corpus alone, in seconds: what stands beside each token.
 
-Tokens that are used alike have like neighbours, so the rows of the matrix of neighbours, reduced to few dimensions, lie
-near each other. That is what skip-gram learns step by step (Levy & Goldberg 2014, NeurIPS 27), as one factorization. An
-encoder whose embeddings begin there need not find it out by gradient descent (docs/results/recipes.md).
+Tokens that are used alike have like neighbours, so the rows of a table of neighbours, reduced to few dimensions, lie
+near each other (Lebret & Collobert 2014, EACL, "Word embeddings through Hellinger PCA"). An encoder whose embeddings
+begin there need not find it out by gradient descent (docs/results/recipes.md).
 
-Shapes: V tokens, C contexts on each side, W width of a vector.
+Shapes: V tokens, C contexts, N columns (C for each place beside a token), W width of a vector.
 """
 
 import numpy as np
@@ -14,26 +14,26 @@ from torch import Tensor
 from mlm_pytorch.data.batches import sample_of_pieces
 from mlm_pytorch.data.packing import Pieces
 
-WINDOW = 2  # neighbours on each side; a second one counts half as much as the first. 1 and 4 are worse for encoders
-MOST_CONTEXTS = 2048  # on each side; the tokens that occur most often
-MOST_CELLS = 1 << 26  # of the matrix, 256 MiB; with many tokens fewer of them are contexts
-LEAST_CONTEXTS = 256
+WINDOW = 2  # places on each side; 1 and 4 are worse for encoders, 3 is no better
+MOST_CONTEXTS = 1024  # at each place: the tokens that occur most often
+MOST_CELLS = 1 << 26  # of the table, 256 MiB; with many tokens fewer of them are contexts
+LEAST_CONTEXTS = 128
 MOST_TOKENS = 1 << 24  # of the corpus that are looked at
-_CONTEXTS_SMOOTHED = 0.75  # power of a context's frequency: less weight for rare ones (Levy et al. 2015, TACL 3)
 _OVERSAMPLED, _ITERATIONS = 16, 3  # of the randomized decomposition
 
 
 def count_neighbours(
     store: Pieces, *, num_contexts: int | None = None, window: int = WINDOW, max_tokens: int = MOST_TOKENS
 ) -> np.ndarray:
-    """How often each token has each of the commonest ones to its right, and to its left: (V, 2 C) float32.
+    """How often each token has each of the commonest ones at each place beside it: (V, N) float32, N = 2 `window` C.
 
-    A neighbour at distance d counts 1 / d. Pieces are apart: the last token of one has no right neighbour.
+    Places are ordered by distance, the right one before the left. Pieces are apart: the last token of one has nothing
+    to its right.
 
     Args:
         store: pieces; of a large one as many are counted as have about `max_tokens`, evenly over it.
         num_contexts: C; by default what fits `MOST_CELLS`.
-        window: the farthest neighbour that counts.
+        window: the farthest place on either side.
         max_tokens: see there.
     """
     per_piece = max(1.0, store.num_tokens / max(1, len(store)))
@@ -42,30 +42,31 @@ def count_neighbours(
     of_piece = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
     num_tokens = store.special.num_tokens
     frequency = np.bincount(tokens, minlength=num_tokens)
-    room = min(MOST_CONTEXTS, max(LEAST_CONTEXTS, MOST_CELLS // (2 * num_tokens)))
+    room = min(MOST_CONTEXTS, max(LEAST_CONTEXTS, MOST_CELLS // (2 * window * num_tokens)))
     contexts = np.argsort(-frequency, kind="stable")[: num_contexts or room]
     contexts = contexts[frequency[contexts] > 0]
     column = np.full(num_tokens, -1)
     column[contexts] = np.arange(len(contexts))
-    width = 2 * len(contexts)
+    width = 2 * window * len(contexts)
     counts = np.zeros(num_tokens * width, dtype=np.float32)
-    for distance in range(1, window + 1):
+    for place in range(2 * window):
+        distance = place // 2 + 1
         together = of_piece[:-distance] == of_piece[distance:]
-        left, right = tokens[:-distance][together], tokens[distance:][together]
-        for token, neighbour, first in ((left, right, 0), (right, left, len(contexts))):
-            context = column[neighbour]
-            cells = (token * width + first + context)[context >= 0]
-            np.add.at(counts, cells, np.float32(1 / distance))
+        token, neighbour = tokens[:-distance][together], tokens[distance:][together]
+        if place % 2:  # to the left
+            token, neighbour = neighbour, token
+        context = column[neighbour]
+        np.add.at(counts, (token * width + place * len(contexts) + context)[context >= 0], np.float32(1))
     return counts.reshape(num_tokens, width)
 
 
 def token_vectors(counts: np.ndarray | Tensor, width: int) -> Tensor:
-    """Vectors (V, W), of mean square 1, from counts of neighbours (V, 2 C); tokens without any get random ones.
+    """Vectors (V, W), of mean square 1, from counts of neighbours (V, N); tokens without any get random ones.
 
-    The positive pointwise mutual information of token and context, its best approximation by W dimensions, with the
-    square root of the singular values (Levy et al. 2015, TACL 3). The dimensions are turned at random, so that none is
-    larger than others, which optimizers take each by itself. Where the matrix has fewer dimensions than W, the rest is
-    random. Takes random numbers from torch's default generator.
+    The square roots of each token's shares of neighbours, whose distance is Hellinger's, and of those the best
+    approximation by W dimensions, with the square root of the singular values. The dimensions are turned at random, so
+    that none is larger than others, which optimizers take each by itself. Where the table has fewer dimensions than W,
+    the rest is random. Takes random numbers from torch's default generator.
 
     Example:
         >>> counts = np.zeros((5, 4), dtype=np.float32)
@@ -75,9 +76,10 @@ def token_vectors(counts: np.ndarray | Tensor, width: int) -> Tensor:
         >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
         (torch.Size([5, 2]), True)
     """
-    information = _positive_information(torch.as_tensor(counts))
-    seen = information.sum(1) > 0
-    left, values = _largest_singular(information, width)
+    table = torch.as_tensor(counts).clone()
+    of_token = table.sum(1, keepdim=True)
+    seen = of_token.squeeze(1) > 0
+    left, values = _largest_singular(table.div_(of_token.clamp_min_(1)).sqrt_(), width)
     vectors = left * values.sqrt()
     if bool(seen.any()):
         vectors /= vectors[seen].square().mean().sqrt()
@@ -86,15 +88,6 @@ def token_vectors(counts: np.ndarray | Tensor, width: int) -> Tensor:
     vectors = torch.cat([vectors, rest], dim=1) @ turn
     vectors[~seen] = torch.randn(int((~seen).sum()), width)
     return vectors
-
-
-def _positive_information(counts: Tensor) -> Tensor:
-    """max(0, log of how many times more often than by chance) of (V, 2 C); contexts are smoothed."""
-    of_token, of_context = counts.sum(1, keepdim=True), counts.sum(0)
-    chance = of_context**_CONTEXTS_SMOOTHED
-    chance /= chance.sum().clamp_min(1e-12)
-    ratio = counts / (of_token.clamp_min(1e-12) * chance.clamp_min(1e-12))
-    return ratio.clamp_(min=1.0).log_()
 
 
 def _largest_singular(matrix: Tensor, number: int) -> tuple[Tensor, Tensor]:

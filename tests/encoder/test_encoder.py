@@ -326,7 +326,7 @@ def test_it_starts_at_the_frequencies_of_tokens():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_starts_at_vectors_with_logits_of_order_one(tied):
+def test_it_starts_at_vectors_with_logits_of_one_order_at_any_width(tied):
     torch.manual_seed(0)
     ours = Encoder(EncoderConfig(**SHAPE | {"tie_word_embeddings": tied, "pad_token_id": 3}))
     before = ours.model.embeddings.tok_embeddings.weight.detach().clone()
@@ -337,7 +337,7 @@ def test_it_starts_at_vectors_with_logits_of_order_one(tied):
     torch.testing.assert_close(torch.cosine_similarity(table[some], vectors[some]), torch.ones(89))
     assert table[3].count_nonzero() == 0 and torch.equal(table[90:], before[90:])
     normalized = torch.nn.functional.layer_norm(torch.randn(500, SHAPE["hidden_size"]), (SHAPE["hidden_size"],))
-    assert 0.5 < (normalized @ table[some].T).std() < 2
+    assert 1.8 < (normalized @ table[some].T).std() < 2.7
     assert (ours.decoder.weight is ours.model.embeddings.tok_embeddings.weight) == tied
 
 
