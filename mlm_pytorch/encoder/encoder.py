@@ -27,9 +27,10 @@ from mlm_pytorch.encoder.config import EncoderConfig
 from mlm_pytorch.encoder.layers import Attend, Decoder, PredictionHead, Trunk, looked_up_and_multiplied
 from mlm_pytorch.encoder.queries import Queries, attend_queries
 
-# Standard deviation of the first logits where embeddings start at known vectors. They begin as a guess worse than
-# frequencies, and end lower: what is known is kept longer, since steps are of one size (docs/results/recipes.md).
-LOGIT_SCALE = 2.26
+# Standard deviation of embeddings that start at known vectors, in `initializer_range`s. The first logits are then a
+# worse guess than frequencies, and the last ones better: AdamW's steps are of one size, so larger embeddings keep
+# longer what they began with (docs/results/recipes.md).
+KNOWN_RANGE = 4
 
 
 class Encoder(nn.Module):
@@ -95,9 +96,9 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_at_vectors(self, vectors: Tensor) -> None:
-        """Set the embeddings to token vectors that are known beforehand, at a scale that makes logits of order two.
+        """Set the embeddings to token vectors that are known beforehand, at `KNOWN_RANGE` times `initializer_range`.
 
-        A model that knows which tokens are alike reaches in a third of the steps what it must else find out first.
+        A model that knows which tokens are alike need not find it out first.
 
         Args:
             vectors: (V', W) of standard deviation 1, V' at most `vocab_size`, W `hidden_size`, such as
@@ -112,7 +113,7 @@ class Encoder(nn.Module):
                 f"vectors {tuple(vectors.shape)} do not fit embeddings {tuple(table.shape)}; give one of width "
                 f"{table.shape[1]} for each of at most {len(table)} tokens"
             )
-        table[: len(vectors)] = vectors.to(table) * (LOGIT_SCALE * table.shape[1] ** -0.5)
+        table[: len(vectors)] = vectors.to(table) * (KNOWN_RANGE * self.config.initializer_range)
         table[self.config.pad_token_id].zero_()
 
     def hidden_states(
