@@ -261,6 +261,32 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         import_factory("own_models:other_arguments")
 
 
+def test_embeddings_begin_with_what_the_corpus_tells_or_at_random(place, there, capsys):
+    """After a step so small that it moves nothing, the export holds what training began with."""
+    begun = {}
+    options = ("--model", "nano", "--budget", "1steps", "--lr", "1e-9", "--evaluations", "0")
+    for asked in ("corpus", "again", "random"):
+        ours = () if asked == "again" else ("--first-embeddings", asked)
+        mlm("train", "store", "--out", there / asked, *options, *ours)
+        told = "counting what stands beside each token" in capsys.readouterr().err
+        assert told == (asked != "random")
+        begun[asked] = weights(there / asked)["model.embeddings.tok_embeddings.weight"]
+    assert torch.equal(begun["corpus"], begun["again"])  # the default, and the same each time
+    tokenizer = load_tokenizer(there / "corpus" / "model")
+    words = [tokenizer.backend.token_to_id(word) for word in WORDS]  # any may stand beside any other, nothing else may
+    stop = tokenizer.backend.token_to_id(".")
+
+    def likeness(table: torch.Tensor) -> tuple[float, float]:
+        unit = torch.nn.functional.normalize(table[[*words, stop]], dim=1)
+        cosines = unit @ unit.T
+        return float(cosines[:-1, :-1].mean()), float(cosines[-1, :-1].mean())
+
+    among_words, to_the_stop = likeness(begun["corpus"])
+    assert among_words > to_the_stop + 0.1
+    assert abs(likeness(begun["random"])[0] - 1 / len(WORDS)) < 0.1  # each is like itself alone
+    assert begun["corpus"][0].count_nonzero() == 0  # padding
+
+
 def test_activations_may_be_computed_again_from_one_sitting_to_the_next(place, there, capsys):
     run = ("train", place / "store", "--model", "tiny", *OPTIONS, "--checkpoint-every", "2steps", "--budget", "4steps")
     mlm(*run, "--out", there / "kept")
