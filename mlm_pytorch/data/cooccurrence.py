@@ -17,7 +17,7 @@ from mlm_pytorch.data.packing import Pieces
 WINDOW = 2  # places on each side; 1 and 4 are worse for encoders, 3 is no better
 MOST_CONTEXTS = 1024  # at each place: the tokens that occur most often
 MOST_CELLS = 1 << 26  # of the table, 256 MiB; with many tokens fewer of them are contexts
-LEAST_CONTEXTS = 128
+LEAST_CONTEXTS = 32
 MOST_TOKENS = 1 << 24  # of the corpus that are looked at
 _OVERSAMPLED, _ITERATIONS = 16, 3  # of the randomized decomposition
 
