@@ -482,3 +482,14 @@ def test_mixtures_kinds_and_selections_from_the_command(corpus, tmp_path):
         done = mlm(*arguments, "--out", tmp_path / "store", code=2)
         assert expected in done.stderr and "Traceback" not in done.stderr, arguments
         assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"]])
+def test_output_that_nobody_reads_on_ends_quietly(arguments):
+    """As in `mlm train --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mlm_pytorch", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

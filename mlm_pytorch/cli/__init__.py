@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         run(parse(arguments))
+    except BrokenPipeError:  # who read the output has gone, as `head` does; the interpreter would flush it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
         message = " ".join((_of_files(error) or str(error)).split())
         print(f"mlm: {message}", file=sys.stderr)
