@@ -18,11 +18,11 @@ _DEEP_LEARNING_RATES = {"muon": 1e-3, "adamw": 8e-4}  # base and large: ModernBE
 
 # The least number of tokens to train on for which a preset is chosen, and the least that its corpus must hold: below,
 # a smaller one reaches a lower loss in the same time. The loss after so many tokens hardly depends on the shape until a
-# shape is full, so the smallest that is not yet full wins. Measured up to ten minutes of nano, tiny and mini on two
-# cores (docs/results/recipes.md); what is above is estimated.
+# shape is full, so the smallest that is not yet full wins. Nano and tiny were compared in equal time up to twenty
+# minutes of one core, where they meet at 10M tokens (docs/results/recipes.md); what is above is estimated.
 _LEAST_TOKENS = {
     "nano": (0, 0),
-    "tiny": (15e6, 0),
+    "tiny": (10e6, 0),
     "mini": (40e6, 0),
     "small": (150e6, 3e6),
     "base": (3e9, 100e6),
