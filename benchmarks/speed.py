@@ -8,7 +8,7 @@ All on mix10m with its 16k tokenizer (the folder `shared` beside the checkout), 
 compared alternates within one run; a figure is the median of three.
 
 Useful FLOPs are what the loss needs and no more: 6 for each parameter that a real token meets, padding not counted; the
-head, and what follows attention in the last layer, at selected positions only; attention within pieces. What the
+head, and all of the last layer but keys and values, at selected positions only; attention within pieces. What the
 optimizer computes is no part of them, so it counts as time lost.
 """
 
@@ -129,6 +129,7 @@ def useful_flops(config: EncoderConfig, pack: MaskedPack) -> float:
     width, layers, targets, tokens = config.hidden_size, config.num_hidden_layers, pack.num_targets, pack.num_tokens
     project, rest = 3 * width**2, width**2 + 3 * width * config.intermediate_size
     met = layers * project * tokens + rest * ((layers - 1) * tokens + targets)
+    met -= width**2 * (tokens - targets)  # queries of the last layer, likewise
     met += targets * (width**2 + width * config.vocab_size)
     lengths = pack.cu_seqlens.diff().tolist()
     if sum(lengths) > tokens:  # the tail of padding is a segment of its own, the last one

@@ -493,3 +493,13 @@ def test_output_that_nobody_reads_on_ends_quietly(arguments):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_told(monkeypatch, capfd):
+    def broken(_command):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("mlm_pytorch.cli.run", broken)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "x.txt"])
+    assert stop.value.code == 2 and capfd.readouterr().err == "mlm: [Errno 32] Broken pipe\n"

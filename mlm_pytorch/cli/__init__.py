@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,16 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         run(parse(arguments))
-    except BrokenPipeError:  # who read the output has gone, as `head` does; the interpreter would flush it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        sys.stdout.flush()
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         message = " ".join((_of_files(error) or str(error)).split())
         print(f"mlm: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("mlm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether who read standard output has gone, as `head` does; what is left of it then goes nowhere."""
+    watch = select.poll()
+    watch.register(1, 0)
+    gone = bool(watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
+    return gone
 
 
 def _of_files(error: ValueError | OSError) -> str | None:

@@ -94,7 +94,9 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     torch.manual_seed(config.seed)
     assert config.model is not None
     checkpoint = world.from_main(lambda: newest_checkpoint(folder, display.say))
-    start = find_start(config.model, config.first_embeddings) if checkpoint is None else None
+    # All processes start from the first one's weights (`Parallel`).
+    embeddings = config.first_embeddings if world.is_main else "random"
+    start = find_start(config.model, embeddings) if checkpoint is None else None
     store, extension = open_store(config, start, folder, display, world)
     valid = held_out(store.folder)
     if valid is None and checkpoint is None:

@@ -7,6 +7,8 @@ begin there need not find it out by gradient descent (docs/results/recipes.md).
 Shapes: V tokens, C contexts, N columns (C for each place beside a token), W width of a vector.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ WINDOW = 2  # places on each side; 1 and 4 are worse for encoders, 3 is no bette
 MOST_CONTEXTS = 1024  # at each place: the tokens that occur most often
 MOST_CELLS = 1 << 26  # of the table, 256 MiB; with many tokens fewer of them are contexts
 LEAST_CONTEXTS = 32
-MOST_TOKENS = 1 << 24  # of the corpus that are looked at
+MOST_TOKENS, MOST_PIECES = 1 << 24, 1 << 18  # of the corpus that are looked at
+_AT_ONCE = 1 << 20  # tokens whose pairs are in memory
 _OVERSAMPLED, _ITERATIONS = 16, 3  # of the randomized decomposition
 
 
@@ -37,11 +40,11 @@ def count_neighbours(
         max_tokens: see there.
     """
     per_piece = max(1.0, store.num_tokens / max(1, len(store)))
-    pieces = [store.piece(index) for index in sample_of_pieces(store, max(1, int(max_tokens / per_piece)))]
-    tokens = np.concatenate(pieces).astype(np.int64)
-    of_piece = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    chosen = sample_of_pieces(store, max(1, min(MOST_PIECES, int(max_tokens / per_piece))))
     num_tokens = store.special.num_tokens
-    frequency = np.bincount(tokens, minlength=num_tokens)
+    frequency = np.zeros(num_tokens, dtype=np.int64)
+    for tokens, _ in _some_at_once(store, chosen):
+        frequency += np.bincount(tokens, minlength=num_tokens)
     room = min(MOST_CONTEXTS, max(LEAST_CONTEXTS, MOST_CELLS // (2 * window * num_tokens)))
     contexts = np.argsort(-frequency, kind="stable")[: num_contexts or room]
     contexts = contexts[frequency[contexts] > 0]
@@ -49,15 +52,27 @@ def count_neighbours(
     column[contexts] = np.arange(len(contexts))
     width = 2 * window * len(contexts)
     counts = np.zeros(num_tokens * width, dtype=np.float32)
-    for place in range(2 * window):
-        distance = place // 2 + 1
-        together = of_piece[:-distance] == of_piece[distance:]
-        token, neighbour = tokens[:-distance][together], tokens[distance:][together]
-        if place % 2:  # to the left
-            token, neighbour = neighbour, token
-        context = column[neighbour]
-        np.add.at(counts, (token * width + place * len(contexts) + context)[context >= 0], np.float32(1))
+    for tokens, of_piece in _some_at_once(store, chosen):
+        for place in range(2 * window):
+            distance = place // 2 + 1
+            together = of_piece[:-distance] == of_piece[distance:]
+            token, neighbour = tokens[:-distance][together], tokens[distance:][together]
+            if place % 2:  # to the left
+                token, neighbour = neighbour, token
+            context = column[neighbour]
+            np.add.at(counts, (token * width + place * len(contexts) + context)[context >= 0], np.float32(1))
     return counts.reshape(num_tokens, width)
+
+
+def _some_at_once(store: Pieces, chosen: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens of some pieces, end to end, and the number of the piece that each belongs to."""
+    pieces, waiting = [], 0
+    for number, index in enumerate(chosen, start=1):
+        pieces.append(store.piece(index))
+        waiting += len(pieces[-1])
+        if waiting >= _AT_ONCE or number == len(chosen):
+            yield np.concatenate(pieces).astype(np.int64), np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
+            pieces, waiting = [], 0
 
 
 def token_vectors(counts: np.ndarray | Tensor, width: int) -> Tensor:
@@ -76,10 +91,10 @@ def token_vectors(counts: np.ndarray | Tensor, width: int) -> Tensor:
         >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
         (torch.Size([5, 2]), True)
     """
-    table = torch.as_tensor(counts).clone()
+    table = torch.as_tensor(counts)
     of_token = table.sum(1, keepdim=True)
     seen = of_token.squeeze(1) > 0
-    left, values = _largest_singular(table.div_(of_token.clamp_min_(1)).sqrt_(), width)
+    left, values = _largest_singular((table / of_token.clamp_min(1)).sqrt_(), width)
     vectors = left * values.sqrt()
     if bool(seen.any()):
         vectors /= vectors[seen].square().mean().sqrt()

@@ -276,9 +276,9 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: 
     k, v = (F.pad(x, (0, 0, window, window + tail)).unfold(2, 3 * window, window).transpose(-1, -2) for x in (k, v))
     query = torch.arange(window, device=q.device)[:, None]
     key = torch.arange(3 * window, device=q.device) - window
-    band = (query - key).abs() <= window  # (window, 3 window): positions relative to the chunk's first query
+    near = (query - key).abs() <= window  # (window, 3 window): positions relative to the chunk's first query
     keys = torch.ones(1, length, dtype=torch.bool, device=q.device) if valid is None else valid
     keys = F.pad(keys, (window, window + tail)).unfold(1, 3 * window, window)  # (P, chunks, 3 window)
-    mask = band & keys[:, None, :, None, :]
+    mask = near & keys[:, None, :, None, :]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
     return out.reshape(num_pieces, num_heads, chunks * window, head_dim)[:, :, :length]

@@ -2,7 +2,7 @@
 
 `Encoder(config).state_dict()` has the keys, shapes and meaning of `transformers.ModernBertForMaskedLM`, so weights go
 both ways by copying. What differs is how they are computed: a pack of whole pieces goes through without padding, and
-the head, and the last layer after its attention, run at the selected positions alone.
+the head, and of the last layer all but keys and values, run at the selected positions alone.
 
 Shapes: B batch, L length, T tokens of a pack, D pieces in a pack, W width, H heads, E width of a head, V vocabulary.
 """
@@ -24,7 +24,7 @@ from mlm_pytorch.encoder.attention import (
 )
 from mlm_pytorch.encoder.blocks import BlockPlan, Blocks, attend_blocks
 from mlm_pytorch.encoder.config import EncoderConfig
-from mlm_pytorch.encoder.layers import Attend, Decoder, PredictionHead, Trunk, looked_up_and_multiplied
+from mlm_pytorch.encoder.layers import Attend, Decoder, Layer, PredictionHead, Trunk, looked_up_and_multiplied
 from mlm_pytorch.encoder.queries import Queries, attend_queries
 
 # Standard deviation of embeddings that start at known vectors, in `initializer_range`s. The first logits are then a
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_at_frequencies(self, counts: Tensor) -> None:
-        """Set the output bias to the tokens' log frequencies, so that training starts at the entropy of single tokens.
+        """Set the output bias to the tokens' log frequencies: with random embeddings, the entropy of single tokens.
 
         Without it the first steps are spent on learning which tokens are common.
 
@@ -196,11 +196,13 @@ class Encoder(nn.Module):
             blocks = Blocks.of(cu_seqlens, heads)
             plans = {kind: BlockPlan.of(blocks, theta, head_dim, dtype, window) for kind, (theta, window) in kinds}
             attend = {kind: Attend(partial(attend_blocks, plan=plan)) for kind, plan in plans.items()}
-            if positions is not None and self.config.layer_types:
-                last = self.config.layer_types[-1]
-                queries = Queries.of(plans[last], cu_seqlens, positions)
+            last = self.model.layers[-1]
+            assert isinstance(last, Layer)
+            if positions is not None and last.takes_queries_apart and not self.model.joined:
+                queries = Queries.of(plans[last.kind], cu_seqlens, positions)
                 if queries is not None:
-                    attend[last] = replace(attend[last], asking=partial(attend_queries, queries=queries))
+                    asking = partial(attend_queries, queries=queries)
+                    attend[last.kind] = replace(attend[last.kind], asking=asking)
             return attend
         where = positions_within(cu_seqlens, len(input_ids))
         angles = {kind: rotary_tables(where, theta, head_dim) for kind, (theta, _) in kinds}

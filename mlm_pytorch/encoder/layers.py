@@ -99,8 +99,10 @@ class Attention(nn.Module):
     @property
     def divisible(self) -> bool:
         """Whether the projection is what it was made as: an adapter or a hook would be passed by if it were divided."""
-        hooked = self.Wqkv._forward_hooks or self.Wqkv._forward_pre_hooks
-        return type(self.Wqkv) is nn.Linear and not hooked
+        own = self.Wqkv
+        hooks = (own._forward_hooks, own._forward_pre_hooks, own._backward_hooks, own._backward_pre_hooks)
+        plain = type(own) is nn.Linear and "forward" not in vars(own) and not any(hooks)
+        return plain and type(own.weight) in (nn.Parameter, Tensor)
 
     def project_apart(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (K, H, E) of some tokens of (T, W), keys and values (T, 2, H, E) of all."""
@@ -146,6 +148,11 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.mlp = GatedMLP(config)
 
+    @property
+    def takes_queries_apart(self) -> bool:
+        """Whether this layer can ask for some tokens only, on this device: where a GPU would wait for the plan, not."""
+        return self.attn.Wqkv.weight.device.type == "cpu" and self.attn.divisible
+
     def before(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Parts:
         """What attention takes, from (..., W): (..., 3, H, E), or given angles three parts (..., H, E), turned."""
         qkv = self.attn.project(self.attn_norm(x))
@@ -165,7 +172,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend, positions: Tensor | None = None) -> Tensor:
         """(..., W) from (..., W). Given `positions` (K,), all are seen, but the layer goes on with those: (K, W)."""
-        if positions is not None and attend.asking is not None and self.attn.divisible:
+        if positions is not None and attend.asking is not None:
             parts = self.attn.project_apart(self.attn_norm(x), positions)
             return self.after(_at(x, positions), attend.asking(*parts))
         return self.end(x, attend(self.before(x, attend.angles)), positions)

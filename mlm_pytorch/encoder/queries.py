@@ -35,7 +35,7 @@ class Queries:
             nobody asks.
         rows: (Q,) rows of (K, H) in the order of the slots.
         back: (K H,) rows of the slots in the order of (K, H).
-        empty_rows: rows of slots that nobody takes, which repeat some other's query.
+        empty_rows: rows of slots that nobody takes, which repeat the piece's last query.
         cos: (Q, E / 2), with `sin` what turns queries; they hold the softmax's scale.
         sin: see there.
         key_rows: (2 R,) rows of (T, 2, H) in the order of the blocks.
@@ -75,7 +75,8 @@ class Queries:
             step = -(-bucket.length // (8 * BUCKET_STEP)) * BUCKET_STEP  # few shapes: each costs code of its own
             in_piece = np.arange(-(-int(counts[where].max()) // step) * step)
             untaken = in_piece >= counts[where, None]
-            asking = by_piece[np.where(untaken, 0, firsts[where, None] + in_piece)]
+            last = firsts[where, None] + np.maximum(counts[where, None], 1) - 1  # of the piece, or any, where none asks
+            asking = by_piece[np.minimum(firsts[where, None] + in_piece, np.minimum(last, len(by_piece) - 1))]
             rows.append((asking[:, None] * num_heads + heads).ravel())
             empty.append(np.broadcast_to(untaken[:, None], (len(where), num_heads, len(in_piece))).ravel())
             slots.append((len(in_piece), start, start + rows[-1].size))

@@ -181,6 +181,12 @@ class TrainConfig(CorpusOptions):
                 f"--model {self.model or 'is left out and'} starts anew; pass --vocab-size instead"
             )
 
+        if self.first_embeddings != "corpus" and self.model is not None and self.model not in PRESETS:
+            raise ValueError(
+                f"--first-embeddings {self.first_embeddings} is for presets, and --model {self.model} brings its own; "
+                "leave it out"
+            )
+
     def _check_learning(self) -> None:
         """What concerns rates and schedules."""
         for name in ("mask_prob", "mask_prob_end", "ramp"):

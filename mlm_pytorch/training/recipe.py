@@ -18,8 +18,9 @@ _DEEP_LEARNING_RATES = {"muon": 1e-3, "adamw": 8e-4}  # base and large: ModernBE
 
 # The least number of tokens to train on for which a preset is chosen, and the least that its corpus must hold: below,
 # a smaller one reaches a lower loss in the same time. The loss after so many tokens hardly depends on the shape until a
-# shape is full, so the smallest that is not yet full wins. Nano and tiny were compared in equal time up to twenty
-# minutes of one core, where they meet at 10M tokens (docs/results/recipes.md); what is above is estimated.
+# shape is full, so the smallest that is not yet full wins. Nano and tiny were compared in equal time up to 630 s
+# of one core: 0.036 and 0.019 nats apart, so they should meet at about 10M tokens (docs/results/recipes.md). What is
+# above is estimated.
 _LEAST_TOKENS = {
     "nano": (0, 0),
     "tiny": (10e6, 0),
@@ -93,8 +94,8 @@ def choose(
         seq_len: longest piece, where it is given.
 
     Example:
-        >>> ten_minutes = choose(Budget.parse("10m"), torch.device("cpu"), peak=400e9)
-        >>> ten_minutes.model, ten_minutes.pack_tokens, ten_minutes.lr
+        >>> chosen = choose(Budget.parse("8Mtokens"), torch.device("cpu"))
+        >>> chosen.model, chosen.pack_tokens, chosen.lr
         ('nano', 4096, 0.004)
         >>> choose(Budget.parse("30s"), torch.device("cpu"), peak=100e9).model
         'nano'

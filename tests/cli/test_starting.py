@@ -249,6 +249,7 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         ((text, "--extend-vocabulary", "9"), "is for a model that has a vocabulary already"),
         ((text, "--model", "own_models:build", "--extend-vocabulary", "9"), "so pass --vocab-size"),
         ((place / "store", "--model", bert, "--extend-vocabulary", "9"), "is settled by the store"),
+        ((text, "--model", bert, "--first-embeddings", "random"), "random is for presets, and --model"),
         ((text, "--model", bert, "--recompute"), "is for the built-in encoder (presets and ModernBERT's), not Bert"),
         ((text, "--device", "cuda:31"), "--device cuda:31 is not there; this machine has cpu"),
         ((text, "--device", "tpu"), "--device 'tpu' is unknown; choose auto, cpu, cuda"),

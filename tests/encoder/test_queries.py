@@ -41,13 +41,19 @@ def test_values_and_gradients_equal_those_of_all(lengths, share, seed):
 
 
 def test_a_neighbour_is_not_asked_even_where_it_is_not_a_number():
-    lengths = [20, 33, 4]
+    lengths = [20, 25, 30, 4]  # three of one bucket
     plan, cu_seqlens = plan_of(lengths)
-    qkv = torch.randn(57, 3, HEADS, HEAD_DIM, dtype=torch.float64)
-    qkv[20:53] = float("nan")
-    positions = torch.tensor([3, 19, 54])
+    assert len(plan.blocks.buckets) == 2
+    qkv = torch.randn(79, 3, HEADS, HEAD_DIM, dtype=torch.float64)
+    qkv[20:45] = float("nan")
+    qkv.requires_grad_()
+    positions = torch.tensor([3, 19, 25, 50, 77])
+    others = torch.tensor([0, 1, 3, 4])
     some = attend_queries(qkv[positions, 0], qkv[:, 1:], Queries.of(plan, cu_seqlens, positions))
-    assert some.isfinite().all()
+    assert some[others].isfinite().all() and some[2].isnan().all()
+    some[others].sum().backward()
+    assert qkv.grad[:20].isfinite().all() and qkv.grad[45:].isfinite().all()
+    assert qkv.grad[45:75].abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ class Adapted(nn.Module):
         return self.base(x) + 0.3 * x.repeat(1, 3)
 
 
-@pytest.mark.parametrize("how", ["adapter", "hook", "pre-hook"])
+@pytest.mark.parametrize("how", ["adapter", "hook", "pre-hook", "own forward"])
 def test_what_was_put_around_the_projection_is_not_passed_by(how):
     model, ids, layout = encoder()
     attn = model.model.layers[-1].attn
@@ -112,9 +118,19 @@ def test_what_was_put_around_the_projection_is_not_passed_by(how):
         attn.Wqkv = Adapted(attn.Wqkv)
     elif how == "hook":
         attn.Wqkv.register_forward_hook(lambda module, args, out: out + 0.3 * args[0].repeat(1, 3))
+    elif how == "own forward":
+        attn.Wqkv.forward = lambda x, usual=attn.Wqkv.forward: usual(x) + 0.3 * x.repeat(1, 3)
     else:
         attn.Wqkv.register_forward_pre_hook(lambda module, args: (args[0] * 3 + 1,))
     changed = model(ids, **layout)
     everywhere = model(ids, cu_seqlens=layout["cu_seqlens"])[layout["positions"]]
     torch.testing.assert_close(changed, everywhere, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(changed, plain, atol=1e-5)
+
+
+def test_a_hook_on_the_projections_gradient_is_called():
+    model, ids, layout = encoder()
+    seen = []
+    model.model.layers[-1].attn.Wqkv.register_full_backward_hook(lambda module, into, out: seen.append(out[0].shape))
+    model(ids, **layout).sum().backward()
+    assert seen == [(60, 96)]

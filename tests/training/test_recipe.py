@@ -31,6 +31,7 @@ def test_shapes_for_budgets():
     assert shape("30d", GPU, peak=50e15, corpus_tokens=10**12) == "large"
     assert shape("1d", GPU, peak=700e12, corpus_tokens=10**7) == "small", "a corpus that base would learn by heart"
     assert shape("30d", peak=1e15) == "small", "a CPU trains neither base nor large"
+    assert shape("9Mtokens") == "nano" and shape("11Mtokens") == "tiny"
     assert shape("1000steps") == "nano" and shape("100Mtokens") == "mini" and shape("1Btokens") == "small"
     assert shape("3epochs") == "mini", "the corpus is not known yet"
     assert shape("3epochs", corpus_tokens=20_000_000) == "mini" and shape("3epochs", corpus_tokens=2000) == "nano"
