@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlm_pytorch.adaptation import Extension, extend_embeddings
 from mlm_pytorch.cli.adapting import kept_packs
 from mlm_pytorch.cli.learners import FlatLearner, Learning, RowsLearner, make_learner
-from mlm_pytorch.cli.memory import keep_few_shapes
+from mlm_pytorch.cli.memory import give_back_freed, keep_few_shapes
 from mlm_pytorch.cli.models import sample_pieces
 from mlm_pytorch.cli.settling import pack_tokens_of, settle_by_budget, settle_by_model
 from mlm_pytorch.cli.starting import (
@@ -264,6 +264,7 @@ def _learner(
         if isinstance(start, PresetStart) and start.embeddings == "corpus":
             display.say("first embeddings: counting what stands beside each token; --first-embeddings random does not")
         model = start.make(store)
+        give_back_freed()
         if isinstance(start, FactoryStart):
             factory = start.name, sizes_for(store.special, store.seq_len)
     tokenizer = load_tokenizer(store.tokenizer_folder)
