@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,11 @@ def trained(folder: Path, world: World, until: int = 0, **changes: Any) -> dict[
         return values, result
 
     built.take = recording  # type: ignore[method-assign]
+    engine = weakref.ref(built.parallel.module)
     finished = built.run()
-    about = {"finished": finished, "step": built.progress.step, "stopped": built.stop_requested}
+    # Torch's reducer must not outlive the process group: it would take it down with Python's lock in its hands.
+    released = engine() is None or engine() is built.model
+    about = {"released": released, "finished": finished, "step": built.progress.step, "stopped": built.stop_requested}
     return about | {"seconds": built.progress.seconds, "taken": taken, "found": found}
 
 

@@ -9,6 +9,7 @@ by each its own part, through `torch.distributed.checkpoint`, as safetensors; an
 """
 
 import copy
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,17 @@ class Parallel:
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    def close(self) -> None:
+        """Let go of the engine, at the end of a run; before `World.leave`.
+
+        DDP's reducer holds the process group. Where it is the last to do so, it takes the group down without giving up
+        Python's lock, and waits for gloo's thread, which may itself wait for that lock to let go of its last tensor:
+        the process then never ends (pytorch #56297; without fail on one core).
+        """
+        if self.module is not self.model:
+            self.module = self.model
+            gc.collect()  # DDP's own closures point back at it
 
     def whole_model(self) -> nn.Module | None:
         """The model with whole weights, on the main process; None elsewhere. With parts, all must call."""

@@ -373,6 +373,7 @@ class Trainer:
             finally:
                 self.writer.close()
                 self.reporter.close()
+                self.parallel.close()
         except OSError as error:
             raise self._explained(error) from None
         return self._finished()

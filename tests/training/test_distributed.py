@@ -109,6 +109,7 @@ def test_four_then_two_then_one_process_learn_what_one_learns(engine, four, two,
     one = trained(folder / engine, ALONE)
     assert [report[engine]["step"] for report in four] == [4] * 4
     assert [report[engine]["step"] for report in two] == [7] * 2
+    assert all(report[engine]["released"] for report in (*four, *two)), "the engine would outlive the process group"
     assert one["finished"] and one["step"] == STEPS
     parts = [[report[engine] for report in four], [report[engine] for report in two], [one]]
     assert everything_taken([report for part in parts for report in part]) == everything_taken([alone])
