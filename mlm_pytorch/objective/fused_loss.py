@@ -23,14 +23,16 @@ from mlm_pytorch.tokens import IGNORE_INDEX
 _BLOCK = 4096  # logits of a row at a time
 
 
-def fused_cross_entropy(logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+def fused_cross_entropy(
+    logits_KV: Tensor, labels_K: Tensor, z_loss: float, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
     """As `loss.cross_entropy_with_hits`: summed loss (), float32, and hits (), int64."""
-    return _FusedCrossEntropy.apply(logits_KV, labels_K, z_loss)  # type: ignore[return-value]
+    return _FusedCrossEntropy.apply(logits_KV, labels_K, z_loss, overwrite)  # type: ignore[return-value]
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float, overwrite: bool) -> tuple[Tensor, Tensor]:
         logits_KV = logits_KV.contiguous()
         num_rows, num_columns = logits_KV.shape
         loss_K, log_normaliser_K = torch.empty(2, num_rows, dtype=torch.float32, device=logits_KV.device)
@@ -41,24 +43,28 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     logits_KV, labels_K, loss_K, log_normaliser_K, hits_K, num_columns, z_loss, IGNORE_INDEX, _BLOCK
                 )
         ctx.save_for_backward(logits_KV, labels_K, log_normaliser_K)
-        ctx.z_loss = z_loss
+        ctx.z_loss, ctx.overwrite = z_loss, overwrite
         loss_sum, num_correct = loss_K.sum(), hits_K.sum()
         ctx.mark_non_differentiable(num_correct)
         return loss_sum, num_correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         logits_KV, labels_K, log_normaliser_K = ctx.saved_tensors
         num_rows, num_columns = logits_KV.shape
-        grad_KV = torch.empty_like(logits_KV)
+        if ctx.overwrite:  # an entry of the gradient needs its own logit and no other
+            grad_KV = logits_KV
+            torch.autograd.graph.increment_version(logits_KV)  # so that autograd refuses a second pass
+        else:
+            grad_KV = torch.empty_like(logits_KV)
         if num_rows:
             with torch.cuda.device_of(logits_KV):
                 _gradient[(num_rows, triton.cdiv(num_columns, _BLOCK))](
                     logits_KV, labels_K, log_normaliser_K, grad_loss, grad_KV,
                     num_columns, ctx.z_loss, IGNORE_INDEX, _BLOCK,
                 )  # fmt: skip
-        return grad_KV, None, None
+        return grad_KV, None, None, None
 
 
 @triton.jit

@@ -52,11 +52,15 @@ def cross_entropy(logits_KV: Tensor, labels_K: Tensor, *, z_loss: float = 0.0) -
 
 
 def cross_entropy_with_hits(
-    logits_KV: Tensor, labels_K: Tensor, *, z_loss: float = 0.0, fused: bool = False
+    logits_KV: Tensor, labels_K: Tensor, *, z_loss: float = 0.0, fused: bool = False, overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
     """As `cross_entropy`, with the number of labels that are the likeliest token, int64, in place of their number.
 
-    `fused` takes the kernels of `objective.fused_loss`, for training on CUDA.
+    `fused` takes the kernels of `objective.fused_loss`, for training on CUDA. `overwrite` lets the gradient take the
+    place of the logits, for a caller to whom they belong: they are then lost, and backward can be run once.
+
+    Raises:
+        RuntimeError: in a second backward pass after `overwrite`.
 
     >>> _, num_correct = cross_entropy_with_hits(torch.eye(3), torch.tensor([0, 2, -100]))
     >>> int(num_correct)
@@ -67,8 +71,8 @@ def cross_entropy_with_hits(
     if fused and torch.is_grad_enabled() and logits_KV.requires_grad:
         from mlm_pytorch.objective.fused_loss import fused_cross_entropy  # needs Triton
 
-        return fused_cross_entropy(logits_KV, labels_K, z_loss)
-    return _ChunkedCrossEntropy.apply(logits_KV, labels_K, z_loss)  # type: ignore[return-value]
+        return fused_cross_entropy(logits_KV, labels_K, z_loss, overwrite=overwrite)
+    return _ChunkedCrossEntropy.apply(logits_KV, labels_K, z_loss, overwrite)  # type: ignore[return-value]
 
 
 def _plain(logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> Tensor:
@@ -96,12 +100,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradient in one pass over the logits, some rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits_KV: Tensor, labels_K: Tensor, z_loss: float, overwrite: bool) -> tuple[Tensor, Tensor]:
         on_host = logits_KV.device.type == "cpu"
         chunk = CPU_CHUNK if on_host else GPU_CHUNK
         rows = max(1, chunk // max(1, logits_KV.shape[1]))
         wants_grad = ctx.needs_input_grad[0]
-        grad_KV = torch.empty_like(logits_KV) if wants_grad else logits_KV.new_empty(0)
+        grad_KV = logits_KV.new_empty(0)
+        if wants_grad:
+            # A host's new memory costs a fault for every page: three such tensors were a tenth of a small model's step.
+            grad_KV = logits_KV if overwrite else torch.empty_like(logits_KV)
         loss_sum = torch.zeros((), dtype=torch.float32, device=logits_KV.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=logits_KV.device)
         for start in range(0, logits_KV.shape[0], rows):
@@ -134,11 +141,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 else:
                     grad_KV[start : start + rows] = probs_RV.masked_fill_(~is_target_R1, 0.0)
         ctx.save_for_backward(grad_KV)
+        ctx.overwrite = overwrite
         ctx.mark_non_differentiable(num_correct)
         return loss_sum, num_correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad_KV,) = ctx.saved_tensors
-        return grad_KV * grad_loss.to(grad_KV.dtype), None, None
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_KV,) = ctx.saved_tensors  # refused by autograd if it was multiplied once already
+        grad_KV = grad_KV.mul_(grad_loss) if ctx.overwrite else grad_KV * grad_loss.to(grad_KV.dtype)
+        return grad_KV, None, None, None

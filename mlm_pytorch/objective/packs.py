@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm_pytorch.masking import OF_WORDS, SELECTIONS, corrupt, flat_scores, select_balanced
-from mlm_pytorch.objective.head import Head, logits_at
+from mlm_pytorch.objective.head import Head, logits_at, takes_positions
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
 from mlm_pytorch.tokens import IGNORE_INDEX, SpecialTokens, WordTable
 
@@ -195,4 +195,7 @@ def pack_loss(
     `z_loss` as in `cross_entropy`: it is a part of the sum. `fused` as in `cross_entropy_with_hits`.
     """
     positions, labels = rounded_targets(pack.positions, pack.labels)
-    return cross_entropy_with_hits(pack_logits(model, head, pack, positions), labels, z_loss=z_loss, fused=fused)
+    logits = pack_logits(model, head, pack, positions)
+    # Of another model's logits we don't know who needs them: a tanh that limits them keeps its result for backward.
+    own = takes_positions(model)
+    return cross_entropy_with_hits(logits, labels, z_loss=z_loss, fused=fused, overwrite=own)

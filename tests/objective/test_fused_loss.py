@@ -6,11 +6,12 @@ from mlm_pytorch.objective import fused_loss
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
 
 
-def of_all(logits, labels, z_loss, fused):
-    logits = logits.detach().clone().requires_grad_()
-    loss_sum, num_correct = cross_entropy_with_hits(logits, labels, z_loss=z_loss, fused=fused)
+def of_all(logits, labels, z_loss, fused, overwrite=False):
+    leaf = logits.detach().clone().requires_grad_()
+    logits = leaf * 1
+    loss_sum, num_correct = cross_entropy_with_hits(logits, labels, z_loss=z_loss, fused=fused, overwrite=overwrite)
     (0.25 * loss_sum).backward()
-    return loss_sum.detach(), num_correct, logits.grad.float()
+    return loss_sum.detach(), num_correct, leaf.grad.float()
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # by the interpreter's numpy
@@ -25,6 +26,8 @@ def test_equals_the_loss_in_chunks(dtype, z_loss, columns, monkeypatch):
     labels[::5] = -100
     logits[5] = float("nan")  # ignored
     plain, ours = (of_all(logits, labels, z_loss, fused) for fused in (False, True))
+    in_place = of_all(logits, labels, z_loss, fused=True, overwrite=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours, in_place, strict=True))
     torch.testing.assert_close(ours[0], plain[0], rtol=1e-5, atol=1e-4)
     assert ours[1] == plain[1] > 0
     torch.testing.assert_close(ours[2], plain[2], rtol=2e-2 if dtype == HALF else 1e-5, atol=1e-4)
@@ -42,3 +45,12 @@ def test_no_targets_give_zero():
         logits, labels = torch.randn(rows, 5, device=DEVICE), torch.full((rows,), -100, device=DEVICE)
         loss_sum, num_correct, gradient = of_all(logits, labels, 0.1, fused=True)
         assert loss_sum == 0 and num_correct == 0 and not gradient.any() and gradient.shape == (rows, 5)
+
+
+def test_logits_that_were_overwritten_have_one_backward_pass():
+    logits = 2 * torch.randn(3, 40, device=DEVICE, requires_grad=True)
+    labels = torch.tensor([1, 2, 3], device=DEVICE)
+    loss_sum, _ = cross_entropy_with_hits(logits, labels, fused=True, overwrite=True)
+    loss_sum.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss_sum.backward()

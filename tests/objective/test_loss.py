@@ -107,3 +107,37 @@ def test_hits_of_a_certain_label():
     logits = torch.full((2, 5), -1e4)
     logits[:, 3] = 1e4
     assert int(cross_entropy_with_hits(logits, torch.tensor([3, 0]))[1]) == 1
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_in_the_place_of_the_logits_is_the_same(chunk, dtype, z_loss):
+    hidden, table = torch.randn(23, 6), torch.randn(17, 6)
+    labels = torch.randint(0, 17, (23,))
+    labels[::5] = -100
+    found = []
+    for overwrite in (False, True):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (hidden, table)]
+        logits = F.linear(*leaves)
+        shown = logits.detach().clone()
+        loss_sum, num_correct = cross_entropy_with_hits(logits, labels, z_loss=z_loss, overwrite=overwrite)
+        (0.25 * loss_sum).backward()
+        found.append([loss_sum.detach(), num_correct, *(leaf.grad for leaf in leaves)])
+        assert torch.equal(logits, shown) != overwrite
+    for plain, overwritten in zip(*found, strict=True):
+        assert torch.equal(plain, overwritten)
+
+
+def test_logits_that_were_overwritten_have_one_backward_pass():
+    logits = 2 * torch.randn(3, 5, requires_grad=True)
+    loss_sum, _ = cross_entropy_with_hits(logits, torch.tensor([1, 2, 3]), overwrite=True)
+    (0.5 * loss_sum).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (0.5 * loss_sum).backward()
+
+
+def test_logits_are_overwritten_for_a_gradient_only():
+    logits = torch.randn(3, 5)
+    shown = logits.clone()
+    cross_entropy_with_hits(logits, torch.tensor([1, 2, 3]), overwrite=True)
+    assert torch.equal(logits, shown)
