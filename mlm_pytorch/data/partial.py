@@ -3,7 +3,6 @@ is complete when something stops the preparation.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm_pytorch.data.journal import JOURNAL, WRITING, State, read_journal, write_journal
+from mlm_pytorch.data.locks import lock_for
 from mlm_pytorch.data.manifest import LOCK, MANIFEST, partial_folder
 
 SPOOL, TOKENIZER, DUPLICATES = "spool", "tokenizer", "duplicates"
@@ -105,11 +105,9 @@ def _open_locked(out: Path, partial: Path, replaced: Path) -> int:
         raise ValueError(
             f"{out} cannot be written ({error.strerror}: {error.filename}); choose another place"
         ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_for(out, lock):
         os.close(lock)
-        raise ValueError(f"{out} is being prepared by another process; wait for it or choose another place") from None
+        raise ValueError(f"{out} is being prepared by another process; wait for it or choose another place")
     return lock
 
 

@@ -1,7 +1,9 @@
 """What the steps are fed: masked micro-batches, made ahead of the step that takes them."""
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from mlm_pytorch.data.batches import Chosen, Position, Reader
@@ -69,15 +71,25 @@ class Feed(Generic[B]):
         self.position = self.reader.position
 
     def batches(self, step: int, share: Callable[[int], float]) -> Generator[Batch, None, None]:
-        """The batches of the steps from `step` on; `share` is a step's progress in [0, 1]."""
-        return prefetch(self._plans(step, share), self._make, ahead=PREFETCH)
+        """The batches of the steps from `step` on; `share` is a step's progress in [0, 1].
 
-    def _plans(self, step: int, share: Callable[[int], float]) -> Iterator[Plan]:
+        It is asked a fixed number of steps ahead, by whoever takes the batches: a thread that came to it sooner or
+        later would make the order of things depend on chance, and several processes would not agree.
+        """
+        shares: SimpleQueue[float] = SimpleQueue()
+        ahead = PREFETCH + 1  # what `prefetch` has in hand, the one that is waited for included
+        for number in range(ahead):
+            shares.put(share(step + number))
+        with closing(prefetch(self._plans(shares), self._make, ahead=PREFETCH)) as made:
+            for number, batch in enumerate(made, start=step + ahead):
+                yield batch
+                shares.put(share(number))
+
+    def _plans(self, shares: "SimpleQueue[float]") -> Iterator[Plan]:
         while True:
-            progress = share(step)
+            progress = shares.get()
             packs = self.per_step(progress)
             yield Plan(self.rate(progress), packs, list(self.reader.choose(packs)), self.reader.position)
-            step += 1
 
     def _make(self, plan: Plan) -> Batch:
         micro_batches = [self.mask(self.reader.build(one), plan.rate) for one in plan.chosen]

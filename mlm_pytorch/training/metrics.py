@@ -4,6 +4,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,6 +94,13 @@ class NoMetrics(MetricsFile):
         """Nothing."""
 
 
+class _Console(Console):
+    """One that falls silent where nobody reads it any longer; rich's own ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Display:
     """Progress of a run: a live line on a terminal, a plain line every ten seconds or so elsewhere.
 
@@ -103,7 +112,7 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         # Notebooks set FORCE_COLOR, by which rich takes a pipe for a terminal; a bar would fill it with its pictures.
         terminal = None if sys.stderr.isatty() else False
-        self.console = console or Console(
+        self.console = console or _Console(
             file=sys.stderr, highlight=False, markup=False, quiet=quiet, force_terminal=terminal
         )
         self._bar: Progress | None = None
@@ -128,14 +137,24 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self._while_there():
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """Fall silent where the terminal has gone, or whoever read the pipe: a run must not end for that."""
+        try:
+            yield
+        except OSError:
+            self.console.quiet = True
 
     def show(self, title: str, share: float, status: str, *, force: bool = False) -> None:
         """Where the work stands: `share` of it done, `status` beside the bar."""
         if self._bar is not None:
             if self._task is None or self._bar.tasks[-1].description != title:
                 self._task = self._bar.add_task(title, total=1.0, status=status)
-            self._bar.update(self._task, completed=share, status=status)
+            with self._while_there():
+                self._bar.update(self._task, completed=share, status=status)
         elif force or time.monotonic() - self._printed >= self.PLAIN_EVERY:
             self._printed = time.monotonic()
             self.say(f"{title} {100 * share:3.0f}%  {status}")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from mlm_pytorch.training.throughput import Cost
 from mlm_pytorch.training.trackers import Tracker
 
 LOG_SECONDS = 1.0  # at most so often is the console touched, and a point drawn
-RECENT = 100  # steps over which the console's speed is taken
+RECENT = 100  # steps over which the speed is taken
+# A step that takes so many times as long as others do was held up, by an evaluation, say; not before so many were seen.
+HELD_UP, STEPS_SEEN = 3.0, 10
 _ON_TRACKERS = ("loss", "accuracy", "lr", "mask_prob", "grad_norm", "fill", "tokens_per_second", "peak_share")
 _ON_TRACKERS += ("memory_bytes", "skipped_steps", "tokens")
 
@@ -66,7 +69,8 @@ class Reporter:
     def __init__(self, folder: Path, display: Display, watch: Watch, device: torch.device, *, writes: bool = True):
         self.folder, self.display, self.watch, self.device, self.writes = folder, display, watch, device, writes
         self._metrics: MetricsFile | None = None  # open while running
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # seconds and packs of each step
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # seconds and packs of each step, pauses apart
+        self._taken = self._held_up = 0.0  # seconds of this sitting, in steps and in pauses
         self._last: dict[str, Any] = {}
         self._drawn = self._shown = 0.0
 
@@ -107,19 +111,33 @@ class Reporter:
     # ------------------------------------------------------------------------------------------------- lines
 
     def took(self, seconds: float, packs: int) -> None:
-        """Take note of a step's duration, evaluations and the like included, and of its size."""
+        """Take note of a step's duration, evaluations and the like included, and of its size.
+
+        What a pause takes is spread over the whole sitting: within the last steps alone it would pass for their pace,
+        and a time budget for nearly spent.
+        """
+        if len(self._recent) >= STEPS_SEEN:
+            usual = packs * median(each / size for each, size in self._recent)
+            if seconds > HELD_UP * usual:
+                self._held_up += seconds - usual
+                seconds = usual
+            self._taken += seconds
         self._recent.append((seconds, packs))
 
     @property
     def seconds_per_pack(self) -> float | None:
-        """Over the last steps; None before the first."""
+        """At the pace of the last steps, with the pauses of this sitting; None before the first step."""
         packs = sum(packs for _, packs in self._recent)
-        return sum(seconds for seconds, _ in self._recent) / packs if packs else None
+        return self._with_pauses(sum(seconds for seconds, _ in self._recent) / packs) if packs else None
 
     @property
     def seconds_per_step(self) -> float | None:
         """Likewise."""
-        return sum(seconds for seconds, _ in self._recent) / len(self._recent) if self._recent else None
+        steps = len(self._recent)
+        return self._with_pauses(sum(seconds for seconds, _ in self._recent) / steps) if steps else None
+
+    def _with_pauses(self, seconds: float) -> float:
+        return seconds * (1 + self._held_up / self._taken) if self._taken else seconds
 
     @property
     def steps_timed(self) -> int:

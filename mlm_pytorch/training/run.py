@@ -3,7 +3,6 @@
 config.yaml   store/ (with tokenizer/)   metrics.jsonl   checkpoints/   model -> checkpoints/step-N/model
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlm_pytorch.data.journal import JOURNAL
+from mlm_pytorch.data.locks import lock_for
 from mlm_pytorch.data.manifest import MANIFEST
 from mlm_pytorch.training.config import TrainConfig
 
 CONFIG, LOCK, STORE = "config.yaml", ".lock", "store"
 # What a run may hold before it begins: the corpus is prepared first.
 _INTENDED = f".{CONFIG}.intended"
-_BEFORE_BEGIN = (LOCK, STORE, f".{STORE}.partial", f".{STORE}.replaced", f".{CONFIG}.partial", _INTENDED)
+_OF_STORE = (STORE, f".{STORE}.partial", f".{STORE}.replaced")
+_BEFORE_BEGIN = (LOCK, *_OF_STORE, f".{CONFIG}.partial", _INTENDED)
 
 
 @contextmanager
@@ -47,11 +48,9 @@ def run_folder(config: TrainConfig) -> Iterator[Path]:
             )
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_for(folder, handle):
         os.close(handle)
-        raise ValueError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+        raise ValueError(f"{folder} is in use by another process; wait for it or choose another --out")
     mistake = True
     try:
         yield folder
@@ -71,10 +70,17 @@ def store_to_prepare(folder: Path, config: TrainConfig) -> Path | None:
 
     Between the end of a preparation and `begin` lies a while, and a kill there must not cost the preparation: what the
     store is for is recorded before it is made.
+
+    Raises:
+        ValueError: a store of the user's own lies there.
     """
     if (folder / CONFIG).is_file():
         return None
     store, intended = folder / STORE, folder / _INTENDED
+    if store.exists() and not intended.is_file():
+        raise ValueError(
+            f"{store} was prepared for no run of its own; train on it (mlm train {store}) or choose another --out"
+        )
     same = intended.is_file() and not _differences(intended, config)
     if same and (store / MANIFEST).is_file():
         return None
@@ -105,9 +111,12 @@ def begin(folder: Path, config: TrainConfig) -> None:
 
 
 def _forget(folder: Path, *, keep_store: bool) -> None:
-    kept = keep_store and (folder / STORE / MANIFEST).is_file() and (folder / _INTENDED).is_file()
+    own = (folder / _INTENDED).is_file()  # otherwise the store is the user's
+    kept = keep_store and (folder / STORE / MANIFEST).is_file()
     for name in _BEFORE_BEGIN:
         path = folder / name
+        if not own and name in _OF_STORE:
+            continue
         if (path / JOURNAL).is_file() or (kept and name in (STORE, _INTENDED)):
             continue
         if path.is_dir():

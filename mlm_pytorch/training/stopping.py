@@ -7,7 +7,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 _IMPORTED = time.monotonic()
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one where a terminal is closed
+ECHO_SECONDS = 1.0  # `timeout`, and wrappers like it, send one signal to the process and another to its group
 MARGIN = 1.5  # times what an evaluation, a checkpoint and a step have taken so far
 LEAST_SHARE, LEAST_SECONDS = 0.05, 60.0  # of a limit is kept free, before anything was measured
 
@@ -24,7 +25,8 @@ def process_seconds() -> float:
 class Stopping:
     """Watches, while its `with` block runs, for reasons to stop.
 
-    The first SIGINT or SIGTERM is remembered, a second one raises SystemExit(128 + n) at once.
+    The first SIGINT, SIGTERM or SIGHUP is remembered, a second one raises SystemExit(128 + n) at once, unless it
+    follows so soon that it must be the same. One that is ignored (`nohup`) stays ignored.
 
     Args:
         stop_before: seconds since the start of the process at which all must be over; None for no limit.
@@ -40,10 +42,12 @@ class Stopping:
     def __init__(self, stop_before: float | None = None):
         self.stop_before = stop_before
         self.reason: str | None = None
+        self._heard_at = 0.0
         self._handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stopping":
-        self._handlers = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._heard) for number in heeded}
         return self
 
     def __exit__(
@@ -53,9 +57,10 @@ class Stopping:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        if self.reason in signal.Signals.__members__:
+        if self.reason not in signal.Signals.__members__:
+            self.reason, self._heard_at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._heard_at > ECHO_SECONDS:
             raise SystemExit(128 + number)
-        self.reason = signal.Signals(number).name
 
     def check(self, needed: float) -> str | None:
         """The reason to stop, if there is one now.

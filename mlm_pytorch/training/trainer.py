@@ -114,6 +114,7 @@ class Trainer:
     ):
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
         self.load, self.display, self.watch, self.lr = load, display, watch, lr
+        self.tokens_per_epoch = tokens_per_epoch
         self.device = next(model.parameters()).device
         self.autocast = autocast_dtype(config.precision, self.device)
         self.measure_first, self.world = measure_first, world or World()
@@ -153,13 +154,19 @@ class Trainer:
         """Continue from a checkpoint whose weights the model already holds.
 
         Raises:
-            ValueError: a checkpoint of another shape, or of a run of another configuration.
+            ValueError: a checkpoint of another shape, of a run of another configuration, or on another store.
         """
         state, tensors = load_checkpoint(checkpoint, self.model)
         changed = TrainConfig.from_yaml(state["config"]).differences(self.config)
         if changed:
             raise ValueError(
                 f"{checkpoint} is of another configuration ({'; '.join(changed)}); repeat the command that made it"
+            )
+        num_tokens = state.get("tokens_per_epoch", self.tokens_per_epoch)
+        if num_tokens != self.tokens_per_epoch:
+            raise ValueError(
+                f"{checkpoint} was trained on {num_tokens:,} tokens, the store has {self.tokens_per_epoch:,}; continue "
+                "with the store that the run began with, or choose another --out"
             )
         restore_random(tensors, self.device)
         if self.average is not None:
@@ -193,6 +200,7 @@ class Trainer:
             "evaluations": self.held_out.done,
             "guard": self.guard.to_json(),
             "config": self.config.to_yaml(),
+            "tokens_per_epoch": self.tokens_per_epoch,
         }
         tensors = optimizer_tensors(self.model, self.optimizers)
         if self.parallel.sharded:
@@ -203,6 +211,10 @@ class Trainer:
                 tensors |= self.average.tensors()
             with self.averaged():
                 self.writer.save(self.progress.step, self.model.state_dict(), tensors, state)
+            if self.device.type == "cuda":
+                # Reading an export back, transformers sets torch's default device for the whole process. Compiled
+                # layers that run meanwhile take that for a change, and are compiled again.
+                self.writer.wait()
         self._saved = self.progress
         self._paused += time.monotonic() - started
 
@@ -231,9 +243,11 @@ class Trainer:
                 write_parts=write_parts,
             )
 
+        started = time.monotonic()
         if not self.world.is_main:  # meets the first process in the midst of `save`
             write_parts(partial_folder(self.folder, self.progress.step) / OPTIMIZER_FOLDER)
         self.world.from_main(save)
+        self.writer.seconds = time.monotonic() - started
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the model holds what is exported: the mean of its weights where one is kept."""

@@ -1,5 +1,8 @@
+import errno
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from mlm_pytorch.training.metrics import Display, MetricsFile, clock, read_metrics
@@ -71,3 +74,26 @@ def test_a_pipe_is_no_terminal_whatever_the_environment_says(monkeypatch, capsys
     with Display() as display:
         display.show("training", 0.5, "step 5", force=True)
     assert capsys.readouterr().err == "training  50%  step 5\n"
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a pipe that nobody reads."""
+
+    def __init__(self, error: OSError):
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), BrokenPipeError()])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_console_that_has_gone_does_not_end_a_run(error, terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Gone(error))
+    sys.stderr.isatty = lambda: terminal  # type: ignore[method-assign]
+    shown = Display()
+    for step in range(3):
+        shown.say(f"step {step}")
+        shown.show("training", step / 3, "on", force=True)
+    assert shown.console.quiet

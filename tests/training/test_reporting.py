@@ -1,5 +1,6 @@
 import io
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -91,3 +92,24 @@ def test_a_failing_callback_is_said_and_no_more(tmp_path):
 
 def test_a_line_stays_readable_without_the_optional_fields():
     assert described({}, 5.0) == "5 tokens/s"
+
+
+def test_a_pause_is_spread_over_the_sitting(tmp_path):
+    """An evaluation of 20 s among steps of 30 ms: within the last hundred steps alone it would count sevenfold."""
+    told, _ = reporter(tmp_path)
+    for _ in range(1000):
+        told.took(0.06, 2)
+    told.took(20.06, 2)
+    for _ in range(99):
+        told.took(0.06, 2)
+    each = (0.06 * 1100 + 20) / 1100
+    assert told.seconds_per_step == pytest.approx(each, rel=0.02)
+    assert told.seconds_per_pack == pytest.approx(each / 2, rel=0.02)
+
+
+def test_a_pace_that_changes_is_followed(tmp_path):
+    told, _ = reporter(tmp_path)
+    for seconds in (0.1, 0.2):
+        for _ in range(200):
+            told.took(seconds, 1)
+    assert told.seconds_per_pack == pytest.approx(0.2)

@@ -1,5 +1,7 @@
 """A run's folder: locked, never mixed up, gone without a trace when nothing began."""
 
+import errno
+import fcntl
 import multiprocessing
 from pathlib import Path
 
@@ -16,6 +18,7 @@ def config(out: Path, **changes) -> TrainConfig:
 
 def fail_inside(wanted: TrainConfig, error: Exception, *, after_begin: bool) -> None:
     with run_folder(wanted) as folder:
+        store_to_prepare(folder, wanted)
         (folder / "store").mkdir()
         (folder / "store" / "train-00000.arrow").touch()
         if after_begin:
@@ -135,3 +138,35 @@ def test_a_kill_while_a_store_is_made_anew_does_not_pass_the_old_one_off_as_new(
     assert store_to_prepare(tmp_path, config(tmp_path)) == store
     (tmp_path / ".config.yaml.intended").write_text("from: the future")
     assert store_to_prepare(tmp_path, config(tmp_path)) == store
+
+
+@pytest.mark.parametrize("error", [ValueError("--seq-len is settled by the store"), KeyboardInterrupt()])
+def test_a_store_of_the_users_own_outlives_a_run_that_did_not_begin(tmp_path, error):
+    """`mlm prepare --out exp/store`, hours; then `mlm train exp/store --out exp --seq-len 256`."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "manifest.json").touch()
+
+    def mistaken():
+        with run_folder(config(tmp_path, corpus=(str(store),))):
+            raise error
+
+    with pytest.raises(type(error)):
+        mistaken()
+    assert [path.name for path in tmp_path.iterdir()] == ["store"] and (store / "manifest.json").exists()
+    with (
+        pytest.raises(ValueError, match=r"was prepared for no run of its own; train on it \(mlm train .*/store\)"),
+        run_folder(config(tmp_path)) as folder,
+    ):
+        store_to_prepare(folder, config(tmp_path))
+    assert (store / "manifest.json").exists()
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(tmp_path, monkeypatch, capsys):
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run_folder(config(tmp_path)) as folder:
+        assert folder == tmp_path
+    assert "cannot be locked there" in capsys.readouterr().err

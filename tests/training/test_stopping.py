@@ -24,7 +24,8 @@ def test_the_limit_leaves_time_for_what_must_still_be_done(monkeypatch):
     assert Stopping(1000.0).check(70.0) == "--stop-before"  # one and a half times 70 s
 
 
-def test_signals_are_remembered_and_the_second_ends():
+def test_signals_are_remembered_and_the_second_ends(monkeypatch):
+    monkeypatch.setattr(stopping, "ECHO_SECONDS", -1.0)
     before = signal.getsignal(signal.SIGTERM)
     with Stopping(0.001) as stop:
         assert stop.check(0.0) == "--stop-before"
@@ -34,3 +35,26 @@ def test_signals_are_remembered_and_the_second_ends():
             os.kill(os.getpid(), signal.SIGINT)
         assert end.value.code == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_echo_of_a_signal_is_no_second_one():
+    """`timeout` signals the process, and at once its group as well, to which the process belongs."""
+    with Stopping() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+
+
+def test_a_closed_terminal_stops_too_unless_that_is_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    with Stopping() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.reason == "SIGHUP"
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+        with Stopping() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

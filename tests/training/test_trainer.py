@@ -82,6 +82,7 @@ def test_a_crash_loses_only_what_was_after_the_checkpoint(tmp_path, monkeypatch)
 
 
 def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "ECHO_SECONDS", -1.0)
     built = trainer(tmp_path)
 
     def twice(self, batch):
@@ -380,3 +381,15 @@ def test_a_real_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     monkeypatch.undo()
     assert trainer(tmp_path, budget="40steps", resume=True).run()
+
+
+def test_another_store_is_refused(tmp_path):
+    first = trainer(tmp_path)
+    first.run()
+    second = trainer(tmp_path)
+    second.tokens_per_epoch += 1
+    checkpoint = newest_checkpoint(tmp_path, print)
+    with pytest.raises(
+        ValueError, match=r"was trained on [\d,]+ tokens, the store has .*; continue with the store that"
+    ):
+        second.restore(checkpoint)
