@@ -23,6 +23,7 @@ from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.masking import RateSchedule
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import PackMasker, pack_loss
+from mlm_pytorch.objective.padded import MaskedRows, inspect_rows, padded_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World
@@ -104,8 +105,37 @@ def trained(folder: Path, world: World, until: int = 0, **changes: Any) -> dict[
     finished = built.run()
     # Torch's reducer must not outlive the process group: it would take it down with Python's lock in its hands.
     released = engine() is None or engine() is built.model
-    about = {"released": released, "finished": finished, "step": built.progress.step, "stopped": built.stop_requested}
+    about = {
+        "released": released,
+        "saving": built.writer.seconds,
+        "finished": finished,
+        "step": built.progress.step,
+        "stopped": built.stop_requested,
+    }
     return about | {"seconds": built.progress.seconds, "taken": taken, "found": found}
+
+
+class TakesRows(torch.nn.Module):
+    """Of a user's own: ids (B, L) in, logits out; its mask has no default."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.to_logits = torch.nn.Embedding(66, 8), torch.nn.Linear(8, 66)
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.to_logits(self.embedding(input_ids) * mask.unsqueeze(-1))
+
+
+def rows_losses() -> list[float]:
+    """Of a batch without padding, by a model that takes rows: bare, and as DDP wraps it."""
+    torch.manual_seed(0)
+    model = TakesRows()
+    interface = inspect_rows(model, SPECIAL)
+    assert interface.head == "to_logits"
+    ids = torch.arange(10, 34).view(2, 12)
+    rows = MaskedRows(ids, torch.ones_like(ids, dtype=torch.bool), torch.tensor([1, 15]), torch.tensor([11, 25]), 24)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    return [padded_loss(one, interface, rows)[0].item() for one in (model, wrapped)]
 
 
 def four(world: World, folder: Path) -> dict[str, Any]:
@@ -133,6 +163,7 @@ def four(world: World, folder: Path) -> dict[str, Any]:
     agreement = world.agree(world.rank, 10, stop=lambda: world.rank == 2, seconds=lambda: 7.5 + world.rank)
     report["agreement"] = [agreement.num_targets, agreement.num_tokens, agreement.stop, agreement.seconds]
     report["sum"] = world.sum(torch.tensor([1.0, world.rank])).tolist()
+    report["rows"] = rows_losses()
     report["ddp"] = trained(folder / "ddp", world, 4)
     report["adamw"] = trained(folder / "adamw", world, 4, parallel="fsdp", optimizer="adamw")
     report["hybrid"] = trained(folder / "hybrid", world, 4, parallel="hybrid", shard_ranks=2)

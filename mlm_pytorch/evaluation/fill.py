@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.objective.head import find_head, logits_at
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.tokens import SpecialTokens
 
 
@@ -96,16 +97,14 @@ def masked_probabilities(model: nn.Module, special: SpecialTokens, ids: Sequence
     input_ids = torch.tensor(ids, device=device)
     positions = torch.tensor(where, device=device)
     layout = {"cu_seqlens": torch.tensor([0, len(ids)], device=device), "max_seqlen": len(ids)}
-    was_training = model.training
-    model.eval()
-    own, head = getattr(model, "logits_at", None), find_head(model)
-    if own is not None:
-        logits_KV = own(positions, input_ids, **layout)
-    elif head is not None:
-        logits_KV = logits_at(model, head, positions, input_ids, **layout)
-    else:
-        logits_KV = model(input_ids, **layout)[positions]
-    model.train(was_training)
+    with evaluating(model):
+        own, head = getattr(model, "logits_at", None), find_head(model)
+        if own is not None:
+            logits_KV = own(positions, input_ids, **layout)
+        elif head is not None:
+            logits_KV = logits_at(model, head, positions, input_ids, **layout)
+        else:
+            logits_KV = model(input_ids, **layout)[positions]
     logits_KV = logits_KV[:, : special.num_tokens].float()
     if not logits_KV.isfinite().all():
         raise ValueError("the model's logits are not finite; it is damaged or did not train well")

@@ -12,6 +12,7 @@ from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.evaluation.breakdown import Breakdown
 from mlm_pytorch.masking import millionths
 from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_logits
 from mlm_pytorch.tokens import SpecialTokens
 
@@ -68,28 +69,26 @@ def masked_loss(
     head = find_head(model)
     own = getattr(model, "logits_at", None)
     rate = millionths(mask_prob)
-    was_training = model.training
-    model.eval()
-    loss_sum, num_correct, num_targets, num_tokens = 0.0, 0, 0, 0
-    for pack in packs:
-        masked = masker(pack, rate).to(device)
-        num_tokens += masked.num_tokens
-        if not masked.num_targets:
-            continue
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = pack_logits(model, head, masked) if own is None else _own_logits(own, masked)
-        losses, correct = target_losses(logits, masked.labels)
-        pack_sum = float(losses.double().sum())
-        if not math.isfinite(pack_sum):
-            raise ValueError("the model's logits are not finite; it is damaged or did not train well")
-        loss_sum += pack_sum
-        num_correct += int(correct.sum())
-        num_targets += masked.num_targets
-        if breakdown is not None:
-            breakdown.add(pack, masked, losses.cpu(), correct.cpu())
-        if progress is not None:
-            progress(num_tokens)
-    model.train(was_training)
+    with evaluating(model):
+        loss_sum, num_correct, num_targets, num_tokens = 0.0, 0, 0, 0
+        for pack in packs:
+            masked = masker(pack, rate).to(device)
+            num_tokens += masked.num_tokens
+            if not masked.num_targets:
+                continue
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                logits = pack_logits(model, head, masked) if own is None else _own_logits(own, masked)
+            losses, correct = target_losses(logits, masked.labels)
+            pack_sum = float(losses.double().sum())
+            if not math.isfinite(pack_sum):
+                raise ValueError("the model's logits are not finite; it is damaged or did not train well")
+            loss_sum += pack_sum
+            num_correct += int(correct.sum())
+            num_targets += masked.num_targets
+            if breakdown is not None:
+                breakdown.add(pack, masked, losses.cpu(), correct.cpu())
+            if progress is not None:
+                progress(num_tokens)
     if not num_targets:
         raise ValueError("the evaluation corpus holds no token to predict; give one with text")
     return MaskedResult(loss_sum / num_targets, num_correct / num_targets, num_targets, num_tokens)

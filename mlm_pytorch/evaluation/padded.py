@@ -21,8 +21,8 @@ class PaddedModel(nn.Module):
     encoder: flat packs in, logits at the wanted positions out.
 
     Args:
-        model: the model. It is put into evaluation mode and checked once, on two rows of random tokens: where its head
-            computes the same from some positions as from all, only wanted positions meet the vocabulary.
+        model: the model. It is checked once, on two rows of random tokens: where its head computes the same from some
+            positions as from all, only wanted positions meet the vocabulary. It stays in the mode in which it is.
         special: what its vocabulary reserves.
         max_seq_len: the longest piece that it takes, or None where it sets no limit.
         interface: how the model is called, where `inspect_rows` has found that out already.
@@ -44,7 +44,8 @@ class PaddedModel(nn.Module):
         interface: RowsInterface | None = None,
     ):
         super().__init__()
-        self.inner = model.eval()
+        self.inner = model
+        self.training = model.training  # of the wrapping: `eval()` and `train()` reach both
         self.special, self.max_seq_len = special, max_seq_len
         self.interface = interface or inspect_rows(model, special, max_seq_len)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation.rows import RowLogits, row_logits
 from mlm_pytorch.masking.words import derive_words
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.tokens import SpecialTokens, WordTable
 
 Variant = Literal["original", "word-l2r"]
@@ -84,12 +85,10 @@ def pseudo_log_likelihood(
     sentences = _encode(tokenizer, texts, max_seq_len)
     device = next(model.parameters()).device
     budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    was_training = model.training
-    model.eval()
     logits_of_rows = row_logits(model)
     scores: list[SentenceScore | None] = [None] * len(texts)
     done = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         for indices in _of_one_length(sentences, budget, tokenizer.special):
             ids_Sn = torch.from_numpy(np.stack([sentences[i] for i in indices]))
             log_probs_Sn = _score(logits_of_rows, ids_Sn, tokenizer.special, words, budget, device)
@@ -102,7 +101,6 @@ def pseudo_log_likelihood(
             done += len(indices)
             if progress is not None:
                 progress(done)
-    model.train(was_training)
     return [score for score in scores if score is not None]
 
 

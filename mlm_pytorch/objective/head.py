@@ -124,9 +124,30 @@ def takes_positions(transformer: nn.Module) -> bool:
 
     The built-in encoder does, and leaves out more than the head: what its last layer computes elsewhere.
     """
-    for name in ("_orig_mod", "module"):  # torch.compile, DistributedDataParallel
-        transformer = getattr(transformer, name, transformer)
-    return getattr(transformer, "takes_positions", False)
+    return getattr(bare_module(transformer), "takes_positions", False)
+
+
+def bare_module(transformer: nn.Module) -> nn.Module:
+    """The transformer itself, out of what torch.compile and DistributedDataParallel put around it."""
+    for part in seen_from_outside(transformer, "").split(".")[:-1]:
+        transformer = getattr(transformer, part)
+    return transformer
+
+
+def seen_from_outside(transformer: nn.Module, name: str) -> str:
+    """A name in the bare transformer as its wrappings have it.
+
+    >>> seen_from_outside(torch.compile(nn.Linear(2, 2)), "weight")
+    '_orig_mod.weight'
+    """
+    prefix = ""
+    while True:
+        if hasattr(transformer, "_orig_mod"):  # torch.compile
+            transformer, prefix = transformer._orig_mod, prefix + "_orig_mod."  # pyright: ignore[reportAssignmentType]
+        elif isinstance(transformer, nn.parallel.DistributedDataParallel):
+            transformer, prefix = transformer.module, prefix + "module."
+        else:
+            return prefix + name
 
 
 @contextmanager

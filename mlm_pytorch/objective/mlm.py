@@ -15,9 +15,18 @@ from torch import Tensor, nn
 from mlm_pytorch import masking
 from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, mask_rate, millionths
 from mlm_pytorch.objective.checks import LateCheck
-from mlm_pytorch.objective.head import Head, find_head, head_width, logits_at, logits_of, name_of
+from mlm_pytorch.objective.head import (
+    Head,
+    bare_module,
+    find_head,
+    head_width,
+    logits_at,
+    logits_of,
+    name_of,
+    seen_from_outside,
+)
 from mlm_pytorch.objective.loss import cross_entropy
-from mlm_pytorch.objective.padded import known_pad_mask_argument, sees_padding
+from mlm_pytorch.objective.padded import known_pad_mask_argument, requires, sees_padding
 from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
 
@@ -103,16 +112,21 @@ class MLM(nn.Module):
         z_loss: float = 0.0,
     ):
         super().__init__()
+        if isinstance(bare_module(transformer), nn.DataParallel):
+            raise ValueError(
+                "DataParallel cuts the batch behind the loss's back, so targets would not meet their positions; wrap "
+                "the transformer in DistributedDataParallel, one process for each GPU"
+            )
         self.transformer = transformer
         self.mask_prob, self.replace_prob, self.random_token_prob = mask_prob, replace_prob, random_token_prob
         self.mask_token_id, self.pad_token_id = mask_token_id, pad_token_id
         self.mask_ignore_token_ids = {*mask_ignore_token_ids, pad_token_id}
         self.z_loss = z_loss
         self.progress = 0.0
-        self.pad_mask_argument = pad_mask_argument or known_pad_mask_argument(_bare(transformer))
+        self.pad_mask_argument = pad_mask_argument or known_pad_mask_argument(bare_module(transformer))
         self._trusts_mask = pad_mask_argument is None  # else it is tried on the first batch with padding
 
-        bare = _bare(transformer)
+        bare = bare_module(transformer)
         self._head_name = None if head is None else name_of(bare, head)
         self._verdict = Verdict(None) if dense else None
         self.num_tokens = num_tokens
@@ -195,25 +209,29 @@ class MLM(nn.Module):
 
     def _examine(self, seq: Tensor, **kwargs: Any) -> Verdict:
         try:
-            return verify_head(_bare(self.transformer), seq, kwargs, head=self._head_name, num_tokens=self._width)
+            return verify_head(bare_module(self.transformer), seq, kwargs, head=self._head_name, num_tokens=self._width)
         except SHAPE_ERRORS as error:  # the model itself fails here; where it is the user's, its own call will say so
             return Verdict(None, f"the check failed ({type(error).__name__}: {error})")
 
     def _settle(self, verdict: Verdict) -> None:
         if verdict.head is None:
             warnings.warn(
-                f"every position of {type(_bare(self.transformer)).__name__} passes through its output head, which is "
+                f"every position of {self._name} passes through its output head, which is "
                 f"slow: {verdict.reason}; name another module as head=, or say dense=True",
                 stacklevel=3,
             )
         self._verdict = verdict
+
+    @property
+    def _name(self) -> str:
+        return type(bare_module(self.transformer)).__name__
 
     def _logits_at(self, positions_K: Tensor, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         verdict = self._verdict
         if verdict is None and input_ids.numel() >= MIN_TOKENS:
             verdict = _eagerly(self._examine)(input_ids, **kwargs)
         if verdict is not None and verdict.head is not None:
-            where = (_path(self.transformer, verdict.head), positions_K)
+            where = (seen_from_outside(self.transformer, verdict.head), positions_K)
             logits = _eagerly(logits_at)(self.transformer, *where, input_ids, **kwargs)
         else:
             logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
@@ -244,7 +262,8 @@ class MLM(nn.Module):
         if name is None or name in kwargs:
             return kwargs
         is_token = seq != self.pad_token_id
-        if seq.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_token.all()):
+        can_tell = seq.device.type == "cpu" and not torch.compiler.is_compiling()
+        if can_tell and bool(is_token.all()) and not requires(bare_module(self.transformer), name):
             return kwargs
         is_token = is_token | ~is_token.any(dim=-1, keepdim=True)  # a row without tokens must not become NaN
         return {**kwargs, name: is_token.long() if name == "attention_mask" else is_token}
@@ -255,9 +274,9 @@ class MLM(nn.Module):
         if name in kwargs or not alone or bool(is_token.all()) or not bool(is_token.any(dim=-1).all()):
             return  # other processes may have no padding, and a sharded transformer would wait for them
         self._trusts_mask = True
-        if sees_padding(_bare(self.transformer), seq, is_token, self._with_pad_mask(seq, kwargs)):
+        if sees_padding(bare_module(self.transformer), seq, is_token, self._with_pad_mask(seq, kwargs)):
             warnings.warn(
-                f"{type(_bare(self.transformer)).__name__} sees padding in spite of {name}=, which is True at tokens; "
+                f"{self._name} sees padding in spite of {name}=, which is True at tokens; "
                 f"where it is True at padding, as torch's key_padding_mask, pass it yourself: mlm(ids, {name}=ids == "
                 f"{self.pad_token_id})",
                 stacklevel=2,
@@ -329,10 +348,10 @@ class MLM(nn.Module):
         if width == self._width:
             return
         if self._width is not None and (self.num_tokens is not None or self.random_token_prob):
-            raise _wrong_width(type(_bare(self.transformer)).__name__, width, self._width)
+            raise _wrong_width(self._name, width, self._width)
         if not torch.compiler.is_compiling() and labels_K.numel() and (highest := int(labels_K.max())) >= width:
             raise ValueError(
-                f"{type(_bare(self.transformer)).__name__} returned {width} logits per position, which has none for id "
+                f"{self._name} returned {width} logits per position, which has none for id "
                 f"{highest}; return logits (B, L, V) over the whole vocabulary, not hidden states"
             )
         self._width = width  # what the head looked like was wrong, or told nothing
@@ -406,22 +425,3 @@ def _wrong_width(transformer: str, width: int, num_tokens: int) -> ValueError:
         f"the head of {transformer} gives {width} logits, but num_tokens is {num_tokens}; pass num_tokens={width} "
         "(and ids that stand for nothing as mask_ignore_token_ids), or the right module as head="
     )
-
-
-def _bare(transformer: nn.Module) -> nn.Module:
-    """The transformer itself, out of what torch.compile and DistributedDataParallel put around it."""
-    for part in _path(transformer, "").split(".")[:-1]:
-        transformer = getattr(transformer, part)
-    return transformer
-
-
-def _path(transformer: nn.Module, name: str) -> str:
-    """A name in the bare transformer as seen from outside its wrappings."""
-    prefix = ""
-    while True:
-        if hasattr(transformer, "_orig_mod"):  # torch.compile
-            transformer, prefix = transformer._orig_mod, prefix + "_orig_mod."  # pyright: ignore[reportAssignmentType]
-        elif isinstance(transformer, nn.parallel.DistributedDataParallel):
-            transformer, prefix = transformer.module, prefix + "module."
-        else:
-            return prefix + name

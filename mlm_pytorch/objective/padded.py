@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlm_pytorch.objective.head import find_head, logits_at, logits_of
+from mlm_pytorch.objective.head import find_head, logits_at, logits_of, seen_from_outside
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import Pack, PackMasker, moved, rounded_targets
 from mlm_pytorch.objective.verify import SHAPE_ERRORS, first_line, verify_head
 from mlm_pytorch.tokens import SpecialTokens
@@ -112,6 +113,18 @@ def pad_mask_argument(transformer: nn.Module) -> str | None:
     return next((name for name in PAD_MASK_ARGUMENTS if name in named), None)
 
 
+def requires(transformer: nn.Module, argument: str) -> bool:
+    """Whether a transformer cannot be called without an argument.
+
+    >>> class Strict(nn.Module):
+    ...     def forward(self, input_ids, mask): ...
+    >>> requires(Strict(), "mask"), requires(Strict(), "attention_mask")
+    (True, False)
+    """
+    named = inspect.signature(transformer.forward).parameters.get(argument)
+    return named is not None and named.default is inspect.Parameter.empty
+
+
 @dataclass(frozen=True)
 class RowsInterface:
     """How a transformer that takes padded batches is called.
@@ -123,12 +136,14 @@ class RowsInterface:
         reason: why there is no such head.
         sees_padding: whether its logits at tokens change with what stands at padding, in spite of the mask. Known for
             modules of the user's own.
+        needs_mask: whether it has to be given a mask where there is no padding as well.
     """
 
     head: str | None
     mask_argument: str | None
     reason: str = ""
     sees_padding: bool = False
+    needs_mask: bool = False
 
     def arguments(self, attention_mask: Tensor | None) -> dict[str, Any]:
         """The keyword arguments for a mask (B, L), bool; None where there is no padding."""
@@ -140,11 +155,15 @@ class RowsInterface:
     def logits_at(
         self, model: nn.Module, positions_K: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Logits (K, V) at positions of rows (B, L), counted through the rows."""
+        """Logits (K, V) at positions of rows (B, L), counted through the rows; by the model, or what is wrapped
+        around it.
+        """
+        if attention_mask is None and self.needs_mask:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         arguments = self.arguments(attention_mask)
         if self.head is None:
             return logits_of(model(input_ids, **arguments), model).flatten(0, 1).index_select(0, positions_K)
-        return logits_at(model, self.head, positions_K, input_ids, **arguments)
+        return logits_at(model, seen_from_outside(model, self.head), positions_K, input_ids, **arguments)
 
 
 @torch.no_grad()
@@ -157,13 +176,11 @@ def sees_padding(transformer: nn.Module, input_ids: Tensor, is_token: Tensor, kw
         is_token: (B, L) bool.
         kwargs: the mask and whatever else the transformer takes.
     """
-    was_training = transformer.training
     other = torch.where(is_token, input_ids, input_ids[is_token][0])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(transformer):
         first, second = (
-            logits_of(transformer.eval()(ids, **kwargs), transformer)[is_token].float() for ids in (input_ids, other)
+            logits_of(transformer(ids, **kwargs), transformer)[is_token].float() for ids in (input_ids, other)
         )
-    transformer.train(was_training)
     # A row of padding alone may give NaN, which is no match either.
     return not bool(((first - second).abs() <= 1e-3 * first.abs().max()).all())
 
@@ -187,16 +204,17 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
     drawable = special.drawable_ids()
     length = min(16, max_seq_len or 16)
     ids = drawable[torch.randint(len(drawable), (2, length), generator=generator)].to(device)
-    interface = RowsInterface(None, pad_mask_argument(model), "no output head was found")
+    mask_argument = pad_mask_argument(model)
+    needs_mask = mask_argument is not None and requires(model, mask_argument)
+    interface = RowsInterface(None, mask_argument, "no output head was found", needs_mask=needs_mask)
     mask = torch.ones_like(ids, dtype=torch.bool)
     if interface.mask_argument is not None:
         mask[1, length - length // 4 :] = False
         ids[~mask] = special.pad_token_id
     arguments = interface.arguments(mask)
-    was_training = model.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
         try:
-            output = model.eval()(ids, **arguments)
+            output = model(ids, **arguments)
         except SHAPE_ERRORS as error:
             cause = f"{first_line(error)}{_raised_in(error)}"
             remedy = "it has to take rows of any length up to the longest piece; mend it, or choose another model"
@@ -207,7 +225,6 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
                 f"{remedy}"
             ) from error
     shape = tuple(logits_of(output, model).shape)
-    model.train(was_training)
     if shape[:-1] != (2, length) or shape[-1] < special.num_tokens:
         raise ValueError(
             f"{type(model).__name__} returns logits {shape} for ids (2, {length}) of a vocabulary of "

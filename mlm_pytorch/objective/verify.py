@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlm_pytorch.objective.head import find_head, gathered_before, logits_of, name_of, resolve
+from mlm_pytorch.objective.modes import evaluating
 
 TOLERANCE = 1e-4  # relative to the largest entry, and to 1
 NOISE = 0.02  # the usual scale of initial weights
@@ -168,16 +169,15 @@ class _Bench:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Evaluation mode, full precision, and everything put back as it was."""
-        was_training = {module: module.training for module in self.transformer.modules()}
         grads = {parameter: parameter.grad for parameter in self.transformer.parameters()}
         device = self.input_ids.device
         precision = torch.get_float32_matmul_precision()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(evaluating(self.transformer))
             try:
                 torch.set_float32_matmul_precision("highest")
-                self.transformer.eval()
                 for parameter in grads:
                     parameter.grad = None
                 yield
@@ -185,8 +185,6 @@ class _Bench:
                 for parameter, grad in grads.items():  # Reformer's own backward adds to these, copies or not
                     parameter.grad = grad
                 torch.set_float32_matmul_precision(precision)
-                for module, training in was_training.items():
-                    module.training = training
 
     def run(self) -> Tensor:
         torch.manual_seed(0)  # models that draw random numbers even in evaluation draw the same ones each time

@@ -18,6 +18,7 @@ from mlm_pytorch.evaluation import Breakdown, Group, MaskedResult, masked_loss
 from mlm_pytorch.evaluation.masked import EVALUATION_SEED
 from mlm_pytorch.masking import millionths
 from mlm_pytorch.objective.head import find_head
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_logits
 from mlm_pytorch.tokens import WordTable
 
@@ -200,15 +201,15 @@ def _predicted(
 ) -> tuple[list[float], list[list[tuple[int, float]]]]:
     """The probability of each of K originals, and of the likeliest ids there; special tokens are no candidates."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    moved, own = masked.to(device), getattr(model, "logits_at", None)
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        if own is None:
-            logits_KV = pack_logits(model, find_head(model), moved)
-        else:
-            logits_KV = own(moved.positions, moved.input_ids, cu_seqlens=moved.cu_seqlens, max_seqlen=moved.max_seqlen)
-    model.train(was_training)
+    with evaluating(model):
+        moved, own = masked.to(device), getattr(model, "logits_at", None)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            if own is None:
+                logits_KV = pack_logits(model, find_head(model), moved)
+            else:
+                logits_KV = own(
+                    moved.positions, moved.input_ids, cu_seqlens=moved.cu_seqlens, max_seqlen=moved.max_seqlen
+                )
     logits_KV = logits_KV.float()[:, : len(is_special)].masked_fill(is_special.to(device), float("-inf"))
     shares_KV = logits_KV.softmax(-1)
     best, ids = shares_KV.topk(min(TOP_K, shares_KV.shape[1]))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -124,6 +125,7 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         with lost_rank(rank):
             store, _, _ = next(rendezvous("env://", rank, size))
+            store = store_of_this_start(store, rank, size)
         return cls(rank, size, local_rank, local_size, device, store)
 
     @property
@@ -162,12 +164,8 @@ class World:
         return made
 
     def _await(self, key: str) -> Path | float | None:
-        pause, longest = POLL_SECONDS
         with lost_rank(self.rank):
-            while not self.store.check([key]):  # never `wait` or `get`, which give up after some minutes
-                time.sleep(pause)
-                pause = min(1.5 * pause, longest)
-            answer = json.loads(self.store.get(key))
+            answer = json.loads(_polled(self.store, key))
         if "error" in answer:
             raise ValueError(f"process {self.rank} ends, since the first one stopped: {answer['error']}")
         return Path(answer["path"]) if "path" in answer else answer["value"]
@@ -246,6 +244,50 @@ class World:
             return int(targets), int(tokens), bool(stops), time
 
         return Agreement(read)
+
+
+def store_of_this_start(store: Any, rank: int, size: int) -> Any:
+    """A part of torch's key-value store that holds nothing yet. All processes must call; returns once all have.
+
+    With `torchrun --max-restarts` the store outlives the processes, and with it what they have written: one that starts
+    again would take an old answer for a new one, torch's own set-up included. Each process therefore greets the first
+    one by a name that is new, and is answered under that name.
+    """
+    mine = uuid4().hex  # of the first process: the name of this start
+    start = mine if rank == 0 else ""
+    if rank:
+        store.set(f"mlm/hello/{rank}", mine)
+        start = _polled(store, f"mlm/start/{mine}").decode()
+        store.set(f"mlm/ready/{start}/{rank}", "")
+    waiting = dict.fromkeys(range(1, size) if rank == 0 else (), "")  # and by which name each was answered last
+    for pause in _pauses():
+        for other in list(waiting):
+            if store.check([f"mlm/ready/{start}/{other}"]):
+                del waiting[other]
+            elif store.check([hello := f"mlm/hello/{other}"]) and (name := store.get(hello).decode()) != waiting[other]:
+                waiting[other] = name  # perhaps of a process that has ended; then another one follows
+                store.set(f"mlm/start/{name}", start)
+        if not waiting:
+            break
+        time.sleep(pause)
+    return dist.PrefixStore(f"mlm/{start}", store)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two looks at the store, for ever."""
+    pause, longest = POLL_SECONDS
+    while True:
+        yield pause
+        pause = min(1.5 * pause, longest)
+
+
+def _polled(store: Any, key: str) -> bytes:
+    """What stands under a key, once something does; without a deadline, which torch's `wait` and `get` have."""
+    for pause in _pauses():
+        if store.check([key]):
+            break
+        time.sleep(pause)
+    return store.get(key)
 
 
 def whole(value: Tensor) -> Tensor:

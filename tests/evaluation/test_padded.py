@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from list_store import SPECIAL as LIST_SPECIAL
+from list_store import ListStore
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
+from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.evaluation import PaddedModel, masked_loss
 from mlm_pytorch.evaluation.padded import MOST_PADDING, blocks_of_like_length
 from mlm_pytorch.tokens import SpecialTokens
@@ -99,3 +102,33 @@ class ThreeAtOnce(Narrow):
 
     def forward(self, input_ids, attention_mask):
         return self.table(input_ids.view(-1, 3))
+
+
+class Dropping(nn.Module):
+    """With a trunk that its user keeps out of training, and a mask that has no default."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.drop, self.to_logits = nn.Embedding(64, 8), nn.Dropout(0.5), nn.Linear(8, 64)
+        self.trunk.eval()
+
+    def forward(self, input_ids, mask):
+        return self.to_logits(self.drop(self.trunk(input_ids)) * mask[..., None])
+
+
+def test_modes_are_left_as_they_were():
+    model = Dropping()
+    padded = PaddedModel(model, SPECIAL)
+    ids = torch.randint(5, 60, (2, 12))
+    for _ in range(2):
+        assert padded.training and model.training and model.drop.training and not model.trunk.training
+        assert not torch.equal(padded(ids), padded(ids)), "dropout"
+        masked_loss(padded, sequential_packs(ListStore([5, 9]), 32), LIST_SPECIAL)
+    padded.eval()
+    assert torch.equal(padded(ids), padded(ids))
+
+
+def test_a_mask_without_a_default_is_given_where_nothing_is_padding():
+    model = Dropping().eval()
+    padded, ids = PaddedModel(model, SPECIAL), torch.randint(5, 60, (2, 12))
+    torch.testing.assert_close(padded(ids), model(ids, torch.ones_like(ids, dtype=torch.bool)))

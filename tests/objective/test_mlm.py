@@ -523,3 +523,8 @@ def test_the_built_in_encoder(num_tokens):
     output = mlm(torch.randint(5, 96, (4, 32)), return_output=True)
     assert output.logits.shape == (len(output.labels), 96)
     assert mlm.verify(torch.randint(5, 96, (4, 32))).head == "head"
+
+
+def test_data_parallel_is_refused(make_plain):
+    with pytest.raises(ValueError, match="wrap the transformer in DistributedDataParallel, one process for each GPU"):
+        MLM(torch.nn.DataParallel(make_plain()), mask_token_id=1)

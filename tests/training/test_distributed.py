@@ -8,7 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from rank_jobs import STEPS, trained, trainer
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli.train import train
 from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.distributed import World, lost_rank
+from mlm_pytorch.training.distributed import World, lost_rank, store_of_this_start
 from mlm_pytorch.training.metrics import read_metrics
 from mlm_pytorch.training.parallel import copy_size
 
@@ -101,6 +104,7 @@ def test_processes_agree_on_counts_on_stopping_and_on_the_time(four):
         assert report["gathered"] == [0, 1, 2, 3]
         assert report["agreement"] == [0 + 1 + 2 + 3, 40, True, 7.5]
         assert report["sum"] == [4.0, 6.0]
+        assert report["rows"][0] == report["rows"][1], "DDP's wrapping changes nothing of a model that takes rows"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "hybrid"])
@@ -109,6 +113,7 @@ def test_four_then_two_then_one_process_learn_what_one_learns(engine, four, two,
     one = trained(folder / engine, ALONE)
     assert [report[engine]["step"] for report in four] == [4] * 4
     assert [report[engine]["step"] for report in two] == [7] * 2
+    assert four[0][engine]["saving"] > 0, "what --stop-before has to leave time for"
     assert all(report[engine]["released"] for report in (*four, *two)), "the engine would outlive the process group"
     assert one["finished"] and one["step"] == STEPS
     parts = [[report[engine] for report in four], [report[engine] for report in two], [one]]
@@ -283,3 +288,23 @@ def test_copies_fall_evenly_on_the_processes():
     assert copy_size("hybrid", eight, 2) == 2
     with pytest.raises(ValueError, match="--shard-ranks 3 does not divide the 8 processes; give one of 1, 2, 4, 8"):
         copy_size("hybrid", eight, 3)
+
+
+def test_a_start_takes_nothing_of_an_earlier_one_for_new():
+    """torchrun's store outlives the processes that it starts again, and what they wrote. One had not got far."""
+    shared = torch.distributed.HashStore()
+
+    def start(ranks: Sequence[int], before: Callable[[int], None] = lambda _: None) -> list[Any]:
+        def one(rank: int) -> Any:
+            before(rank)
+            return store_of_this_start(shared, rank, 3)
+
+        with ThreadPoolExecutor(3) as threads:
+            return list(threads.map(one, ranks))
+
+    shared.set("mlm/hello/2", "a process that ended while it waited")
+    for _ in range(3):
+        stores = start([2, 1, 0], before=lambda rank: time.sleep(0.05 * (rank == 1)))
+        assert not any(store.check(["answer"]) for store in stores)
+        stores[0].set("answer", "old")
+        assert all(store.get("answer") == b"old" for store in stores), "the three are one"
