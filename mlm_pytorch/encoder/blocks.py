@@ -159,7 +159,7 @@ def _shares(bucket: Bucket, bias: Tensor | None, num_heads: int) -> Iterator[tup
         for head in range(0, num_heads, at_once):
             first, last = (piece * num_heads + h for h in (head, min(head + at_once, num_heads)))
             rows = slice(bucket.start + first * length, bucket.start + last * length)
-            yield rows, None if bias is None else bias[piece : piece + 1]
+            yield rows, bias if bias is None or len(bias) == 1 else bias[piece : piece + 1]
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

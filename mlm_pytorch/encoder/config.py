@@ -114,6 +114,10 @@ class EncoderConfig:
                 raise ValueError(f"rope_type {rope['rope_type']!r} is not supported; only 'default' is")
             if "rope_theta" in rope:
                 values[key] = rope["rope_theta"]
+        scaling = config.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"rope_scaling of type {kind!r} is not supported; only 'default' is")
         if "layer_types" in values:
             values["layer_types"] = tuple(values["layer_types"])
         return cls(**values)

@@ -24,7 +24,15 @@ from mlm_pytorch.encoder.attention import (
 )
 from mlm_pytorch.encoder.blocks import BlockPlan, Blocks, attend_blocks
 from mlm_pytorch.encoder.config import EncoderConfig
-from mlm_pytorch.encoder.layers import Attend, Decoder, Layer, PredictionHead, Trunk, looked_up_and_multiplied
+from mlm_pytorch.encoder.layers import (
+    Attend,
+    Decoder,
+    Layer,
+    PredictionHead,
+    Trunk,
+    is_untouched,
+    looked_up_and_multiplied,
+)
 from mlm_pytorch.encoder.queries import Queries, attend_queries
 
 # Standard deviation of embeddings that start at known vectors, in `initializer_range`s. The first logits are then a
@@ -230,8 +238,10 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Logits: (B, L, V) or (T, V), or (K, V) at `positions`. Arguments as `hidden_states`."""
         attend = self._attend(input_ids, attention_mask, positions, **layout)
-        table, decoder = self.model.embeddings.tok_embeddings.weight, self.decoder
-        if decoder.weight is not table or table.device.type != "cpu" or torch.compiler.is_compiling():
+        own, decoder = self.model.embeddings.tok_embeddings, self.decoder
+        table = own.weight
+        tied = decoder.weight is table and is_untouched(own, nn.Embedding)
+        if not tied or table.device.type != "cpu" or torch.compiler.is_compiling():
             return decoder(self.head(self.model(input_ids, attend, positions)))
         looked_up, multiplied = looked_up_and_multiplied(table)
         return decoder(self.head(self.model(input_ids, attend, positions, looked_up)), multiplied)

@@ -35,6 +35,21 @@ class Embeddings(nn.Module):
         return F.dropout(self.norm(rows), self.dropout, self.training)
 
 
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is what it was made as: an adapter or a hook would be passed by if its work were done elsewhere.
+
+    Example:
+        >>> table = nn.Embedding(3, 2)
+        >>> before = is_untouched(table, nn.Embedding)
+        >>> _ = table.register_forward_hook(lambda *_: None)
+        >>> before, is_untouched(table, nn.Embedding)
+        (True, False)
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    plain = type(module) is kind and "forward" not in vars(module) and not any(hooks)
+    return plain and type(module.weight) in (nn.Parameter, Tensor)
+
+
 class _LookedUpAndMultiplied(torch.autograd.Function):
     """A tied table (V, W) in its two uses, so that its gradient is made in one piece.
 
@@ -99,10 +114,7 @@ class Attention(nn.Module):
     @property
     def divisible(self) -> bool:
         """Whether the projection is what it was made as: an adapter or a hook would be passed by if it were divided."""
-        own = self.Wqkv
-        hooks = (own._forward_hooks, own._forward_pre_hooks, own._backward_hooks, own._backward_pre_hooks)
-        plain = type(own) is nn.Linear and "forward" not in vars(own) and not any(hooks)
-        return plain and type(own.weight) in (nn.Parameter, Tensor)
+        return is_untouched(self.Wqkv, nn.Linear)
 
     def project_apart(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (K, H, E) of some tokens of (T, W), keys and values (T, 2, H, E) of all."""

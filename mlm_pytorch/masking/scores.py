@@ -36,10 +36,11 @@ _FIRST, _SECOND = (_signed(m) for m in _MULTIPLIERS)
 
 
 def millionths(prob: float) -> int:
-    """A probability as an integer number of millionths, the unit of every rate in this room.
+    """A probability as an integer number of millionths, the unit of every rate in this room; one between two of them
+    as the lower, so that a sixth of six is one.
 
-    >>> millionths(0.15)
-    150000
+    >>> millionths(0.15), millionths(1 / 6)
+    (150000, 166666)
 
     Raises ValueError outside [0, 1].
     """
@@ -47,7 +48,9 @@ def millionths(prob: float) -> int:
         raise ValueError(f"probability of shape {tuple(prob.shape)} is not one number; pass a tensor of millionths")
     if not 0.0 <= prob <= 1.0:  # NaN fails both comparisons
         raise ValueError(f"probability {prob} is outside [0, 1]; pass a share such as 0.15")
-    return round(float(prob) * MILLION)
+    nearest = round(float(prob) * MILLION)
+    # What a float cannot say exactly, such as 0.15, still is the millionth that was meant.
+    return nearest - (nearest > float(prob) * MILLION * (1 + 1e-12))
 
 
 def mix64(x: Tensor) -> Tensor:

@@ -298,6 +298,7 @@ def test_configuration_errors(changes, message):
         ({"model_type": "bert"}, "model_type 'bert' is not 'modernbert'"),
         ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear' is not supported"),
     ],
 )
 def test_foreign_configuration_errors(changes, message):
@@ -346,3 +347,24 @@ def test_vectors_that_do_not_fit(shape):
         ValueError, match=r"do not fit embeddings \(96, 64\); give one of width 64 for each of at most 96"
     ):
         Encoder(EncoderConfig(**SHAPE)).start_at_vectors(torch.zeros(shape))
+
+
+def test_two_full_pieces_within_a_window_that_is_half_as_long(monkeypatch):
+    """No slot is past an end, so that one bias serves all pieces of the bucket."""
+    monkeypatch.setattr(blocks, "LONGEST_KEPT", 16)
+    ours, theirs = pair(local_attention=32, global_attn_every_n_layers=2)
+    rows, ids, cu = pieces([48, 48, 48])
+    with torch.no_grad():
+        got = ours(ids, cu_seqlens=cu)
+        expected = torch.cat([theirs(input_ids=row[None]).logits[0] for row in rows])
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("hooked", ["model.embeddings.tok_embeddings", "model.layers.3.attn.Wqkv", "decoder"])
+def test_a_hook_on_a_module_is_not_passed_by(hooked):
+    ours, _ = pair()
+    calls = []
+    ours.get_submodule(hooked).register_forward_hook(lambda *_: calls.append(1))
+    _, ids, cu = pieces([30, 20])
+    ours(ids, cu_seqlens=cu, positions=torch.tensor([3, 40]))
+    assert len(calls) == 1

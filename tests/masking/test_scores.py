@@ -173,3 +173,15 @@ def test_cuda_hashes_alike():
     on_cpu = hash_scores(7, visits, pieces, positions)
     assert hash_scores(7, visits.cuda(), pieces.cuda(), positions.cuda()).cpu().equal(on_cpu)
     assert remix(on_cpu.cuda(), 5).cpu().equal(remix(on_cpu, 5))
+
+
+@pytest.mark.parametrize("whole", [3, 6, 7, 9, 11, 13, 30, 7919])
+def test_shares_of_a_whole_are_exact(whole):
+    """A sixth of six is one: where millionths cannot say a share, rounding up would make it two."""
+    for part in range(whole + 1):
+        assert -(-millionths(part / whole) * whole // 1_000_000) == part
+
+
+@pytest.mark.parametrize("number", range(0, 1_000_001, 4999))
+def test_what_millionths_can_say_is_said(number):
+    assert millionths(number / 1_000_000) == number
