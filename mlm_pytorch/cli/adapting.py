@@ -7,7 +7,7 @@ import numpy as np
 
 from mlm_pytorch.adaptation import Extension, FitReport, WordCounts, count_pieces, extend_vocabulary, tokenizer_fit
 from mlm_pytorch.cli.prepare import open_corpus
-from mlm_pytorch.data.corpus import Corpus, Document
+from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
 from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def read_adaptation(config: TrainConfig, tokenizer: Tokenizer, store: TokenStore
     counts = count_pieces(tokenizer, texts)
     if not counts.num_pieces:
         return None
-    general = count_pieces(tokenizer, _texts(Corpus(config.keep))) if config.keep else None
+    general = count_pieces(tokenizer, _texts(_kept(config.keep, config.column))) if config.keep else None
     if general is not None and not general.num_pieces:
         raise ValueError(f"--keep {config.keep[0]} holds no text; name a file of general text")
     return Adaptation(tokenizer, counts, tokenizer_fit(tokenizer, counts, general))
@@ -65,12 +65,14 @@ def read_adaptation(config: TrainConfig, tokenizer: Tokenizer, store: TokenStore
 def kept_packs(
     files: tuple[str, ...], column: str | None, tokenizer: Tokenizer, seq_len: int, pack_tokens: int
 ) -> list[Pack]:
-    """The first `KEPT_TOKENS` tokens of the text to keep, in packs; none where no files are named."""
+    """The first `KEPT_TOKENS` tokens of the text to keep, in packs; none where no files are named.
+
+    `column` is the corpus's, and is read of the files that have it.
+    """
     if not files:
         return []
     packs, tokens = [], 0
-    corpus = Corpus(files, column=column) if column and len(files) == 1 else Corpus(files)
-    for pack in PieceStream(corpus, tokenizer, seq_len, max(pack_tokens, seq_len)):
+    for pack in PieceStream(_kept(files, column), tokenizer, seq_len, max(pack_tokens, seq_len)):
         packs.append(pack)
         tokens += pack.num_tokens
         if tokens >= KEPT_TOKENS:
@@ -78,6 +80,24 @@ def kept_packs(
     if not packs or not tokens:
         raise ValueError(f"--keep {files[0]} holds no text; name a file of general text")
     return packs
+
+
+def _kept(files: tuple[str, ...], column: str | None) -> Iterator[Document]:
+    """The documents of the text to keep: of each file the corpus's column where it has that, else the one found."""
+    for file in Corpus(files).files:
+        yield from _one_kept(file, column)
+
+
+def _one_kept(file: CorpusFile, column: str | None) -> Corpus:
+    path = file.url or file.path or "-"
+    named = Corpus([path], column=column)
+    if column is None or file.is_stream:  # which is read once, so that nobody can look into it before
+        return named
+    try:
+        next(iter(named), None)
+    except ValueError:  # no such column; should it be something else, reading the file says so again
+        return Corpus([path])
+    return named
 
 
 def _texts(documents: Iterable[Document]) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -34,14 +35,7 @@ EVALUATION_PACK = 4096  # tokens computed at a time
 
 def evaluate_command(config: EvaluateConfig) -> None:
     """`mlm evaluate`."""
-    if not config.models:
-        raise ValueError("no model is named; give run folders or Hugging Face folders")
-    if "-" in config.data and len(config.models) > 1:
-        raise ValueError("standard input can be read for one model only; name a file to compare several")
-    if (config.probe_train is None) != (config.probe_test is None):
-        raise ValueError("--probe-train and --probe-test go together; name a file for each")
-    if config.probe_finetune and config.probe_train is None:
-        raise ValueError("--probe-finetune needs a task; name --probe-train and --probe-test")
+    _check(config)
     pairs = read_minimal_pairs(config.minimal_pairs) if config.minimal_pairs else None
     task = read_task(config.probe_train, config.probe_test) if config.probe_train and config.probe_test else None
     keep_few_shapes(16)  # the least growth over a corpus, and a corpus is read once
@@ -59,6 +53,50 @@ def evaluate_command(config: EvaluateConfig) -> None:
         _show(reports, Console(highlight=False, markup=False))
 
 
+def _check(config: EvaluateConfig) -> None:
+    """Find what contradicts itself, or would change nothing, before a model is opened.
+
+    Raises:
+        ValueError: options that exclude each other or that nothing would look at, or runs without a common ruler.
+    """
+    if not config.models:
+        raise ValueError("no model is named; give run folders or Hugging Face folders")
+    if "-" in config.data and len(config.models) > 1:
+        raise ValueError("standard input can be read for one model only; name a file to compare several")
+    if (config.probe_train is None) != (config.probe_test is None):
+        raise ValueError("--probe-train and --probe-test go together; name a file for each")
+    untouched = EvaluateConfig(models=())
+
+    def given(*names: str) -> str | None:
+        """The first of these options that is not as it is by default, as it is typed."""
+        named = next((name for name in names if getattr(config, name) != getattr(untouched, name)), None)
+        return None if named is None else f"--{named.replace('_', '-')}"
+
+    if config.probe_train is None and (option := given("probe_finetune", "probe_seeds")):
+        raise ValueError(f"{option} needs a task; name --probe-train and --probe-test")
+    if config.minimal_pairs is None and (option := given("pll", "pair_score")):
+        raise ValueError(f"{option} is of minimal pairs, and none are named; name --minimal-pairs, or leave it out")
+    if not _measures_loss(config):
+        if option := given("breakdown", "mask_prob", "seq_len", "column"):
+            asked = "--minimal-pairs" if config.minimal_pairs else "--probe-train"
+            raise ValueError(
+                f"{option} is of the masked loss, which {asked} without --data does not measure; name held-out text "
+                "with --data, or leave it out"
+            )
+        return
+    if option := given("seq_len", "column"):
+        store = next(filter(None, (_store_folder(folder, config.data) for folder in config.models)), None)
+        if store is not None:
+            raise ValueError(f"{option} is settled by the store {store}; leave it out, or name files with --data")
+    if not config.data and len(config.models) > 1:
+        _check_held_out(config.models)
+
+
+def _measures_loss(config: EvaluateConfig) -> bool:
+    """Whether the masked loss is asked for: by what to measure it on, or by nothing else."""
+    return bool(config.data) or (config.minimal_pairs is None and config.probe_train is None)
+
+
 def _measure(
     opened: OpenedModel,
     config: EvaluateConfig,
@@ -68,7 +106,7 @@ def _measure(
 ) -> dict[str, Any]:
     """All that is asked for, of one model."""
     report: dict[str, Any] = {"model": str(opened.folder)}
-    if config.data or (pairs is None and task is None):
+    if _measures_loss(config):
         report |= _masked(opened, config, display)
     if pairs is not None:
 
@@ -143,7 +181,7 @@ def _masked(opened: OpenedModel, config: EvaluateConfig, display: Display) -> di
         num_tokens, num_bytes = stream.num_tokens, stream.num_bytes
     else:
         assert store is not None
-        num_tokens, num_bytes = store.num_tokens, store.manifest.splits[store.split].bytes
+        num_tokens, num_bytes = _text_tokens(store), store.manifest.splits[store.split].bytes
     report = asdict(result)
     report["bits_per_byte"] = bits_per_byte(result.loss, num_tokens, num_bytes) if num_bytes else None
     if breakdown is not None:
@@ -170,18 +208,18 @@ def _store_packs(store: TokenStore, opened: OpenedModel) -> Iterator[Pack]:
     return sequential_packs(store, max(EVALUATION_PACK, store.seq_len))
 
 
+def _text_tokens(store: TokenStore) -> int:
+    """Tokens of a split's documents, whose bytes are counted: with what was cut off, and nothing twice."""
+    info = store.manifest.splits[store.split]
+    return info.tokens + info.dropped_tokens - info.repeated_tokens
+
+
 def _store(opened: OpenedModel, config: EvaluateConfig) -> TokenStore | None:
     """The store to measure on: one that is named, or the run's own; None where files are named."""
-    if not config.data:
-        store_folder = _run_store(opened.folder)
-    elif len(config.data) == 1 and (Path(config.data[0]) / MANIFEST).is_file():
-        store_folder = Path(config.data[0])
-    else:
+    store_folder = _store_folder(opened.folder, config.data)
+    if store_folder is None:
         return None
-    store = held_out(store_folder)
-    if store is None and not config.data:
-        raise ValueError(f"{opened.folder} held nothing out; name a corpus with --data")
-    store = store or TokenStore.open(store_folder)
+    store = (held_out(store_folder) or TokenStore.open(store_folder)) if config.data else _own(opened.folder)
     if store.tokenizer_fingerprint != opened.tokenizer.fingerprint:
         raise ValueError(
             f"the store {store_folder} was made with another tokenizer than {opened.folder} has; name text files"
@@ -189,12 +227,54 @@ def _store(opened: OpenedModel, config: EvaluateConfig) -> TokenStore | None:
     return store
 
 
-def _run_store(folder: Path) -> Path:
-    """The store that a run was trained on."""
+def _store_folder(folder: Path, data: Sequence[str]) -> Path | None:
+    """Where the store lies that is named, or that a run was trained on; None where files are named."""
+    if data:
+        return Path(data[0]) if len(data) == 1 and (Path(data[0]) / MANIFEST).is_file() else None
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is not a run, so it has no held-out data of its own; name a corpus with --data")
     config = TrainConfig.from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
     return folder / STORE if (folder / STORE).is_dir() else Path(config.corpus[0])
+
+
+# -- what runs held out ------------------------------------------------------------------------------------------------
+
+
+def _own(folder: Path) -> TokenStore:
+    """What a run held out."""
+    store_folder = _store_folder(folder, ())
+    assert store_folder is not None
+    store = held_out(store_folder)
+    if store is None:
+        raise ValueError(f"{folder} held nothing out; name a corpus with --data")
+    return store
+
+
+def _check_held_out(runs: Sequence[Path]) -> None:
+    """Raise ValueError for runs that did not hold out the same text: one table would measure them with two rulers."""
+    first, *others = map(_own, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if not _same_text(first, other):
+            raise ValueError(f"{runs[0]} and {run} held out different texts; name one with --data")
+
+
+def _same_text(one: TokenStore, other: TokenStore) -> bool:
+    """Whether two splits hold the same text: piece by piece where they were cut alike.
+
+    Other tokenizers and lengths cut other pieces of the same documents, so there the counts have to tell.
+    """
+    if one.folder.resolve() == other.folder.resolve():
+        return True
+    same_tokens = one.tokenizer_fingerprint == other.tokenizer_fingerprint
+    cut, cut_other = ((s.seq_len, s.manifest.long_documents, s.manifest.overlap) for s in (one, other))
+    if same_tokens and cut == cut_other:
+        return len(one) == len(other) and all(np.array_equal(one.piece(i), other.piece(i)) for i in range(len(one)))
+    info, info_other = (s.manifest.splits[s.split] for s in (one, other))
+    if info.dropped_tokens or info_other.dropped_tokens:  # each ends its documents where it likes
+        return False
+    facts, facts_other = ((i.documents, i.characters, i.bytes) for i in (info, info_other))
+    compares_ids = same_tokens or not info.bytes
+    return facts == facts_other and (not compares_ids or _text_tokens(one) == _text_tokens(other))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def play_command(config: PlayConfig) -> None:
     """`mlm play`."""
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
-        raise ValueError(f"mlm play needs {' and '.join(missing)}; pip install 'mlm-pytorch[play]'")
+        raise ValueError(f"mlm play needs {' and '.join(missing)}; run pip install '.[play]' in the checkout")
     if not config.models:
         raise ValueError("no model is named; give run folders or Hugging Face folders")
     names = short_names(config.models)
@@ -28,7 +28,7 @@ def play_command(config: PlayConfig) -> None:
     try:
         if config.host.lower() not in LOOPBACK:
             _say(f"warning: whoever reaches {config.host} can use this page; there is no password")
-        models = dict(zip(names, map(open_model, config.models), strict=True))
+        models = dict(zip(names, (open_model(folder, config.factory) for folder in config.models), strict=True))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for opened in models.values():
             opened.model.to(device)

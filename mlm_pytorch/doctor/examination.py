@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mlm_pytorch.cli.options import DoctorConfig
+from mlm_pytorch.cli.starting import preset_as_wide
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import (
     Tokenizer,
@@ -141,8 +142,8 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
 
 
 def _settled(config: DoctorConfig, store: TokenStore | None, device: torch.device) -> DoctorConfig:
-    """With the model and the packs that `mlm train` would choose, where no model is named."""
-    if config.model is not None:
+    """With the model and the packs that `mlm train` would choose, where they are left open."""
+    if config.model is not None and (config.model not in PRESETS or config.pack_tokens is not None):
         return config
     budget = Budget.parse(config.budget)
     precision = autocast_dtype(config.precision, device) or torch.float32
@@ -152,6 +153,7 @@ def _settled(config: DoctorConfig, store: TokenStore | None, device: torch.devic
         peak=measure_peak(device, precision) if budget.unit == "seconds" else 0.0,
         corpus_tokens=store.num_tokens if store is not None else None,
         optimizer=config.optimizer,
+        model=config.model,
         seq_len=store.seq_len if store is not None else config.seq_len,
     )
     return replace(config, model=chosen.model, pack_tokens=config.pack_tokens or chosen.pack_tokens)
@@ -238,12 +240,13 @@ def _largest_id(sample: Sample) -> int:
 
 def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore | None, device: torch.device) -> Setup:
     assert config.model is not None
-    recipe = PRESETS[config.model if config.model in PRESETS else "base"]
     if config.model in PRESETS:
+        recipe = PRESETS[config.model]
         special = tokenizer.special if tokenizer else SpecialTokens(RANKS_VOCABULARY, 1, 0, (0, 1))
         shape = preset(config.model, vocab_size=special.num_tokens, pad_token_id=special.pad_token_id)
     elif Path(config.model).is_dir():
         shape = _shape_of(Path(config.model))
+        recipe = preset_as_wide(shape.hidden_size)
     else:
         raise ValueError(
             f"--model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; "
@@ -259,13 +262,14 @@ def _setup(config: DoctorConfig, tokenizer: Tokenizer | None, store: TokenStore 
         raise ValueError(
             f"--seq-len is settled by the store, at {store.seq_len}; leave it out, or prepare another store"
         )
-    seq_len = store.seq_len if store is not None else config.seq_len or recipe.seq_len
+    by_default = min(recipe.seq_len, shape.max_position_embeddings)
+    seq_len = store.seq_len if store is not None else config.seq_len or by_default
     return Setup(
         model=config.model,
         config=shape,
         device=device,
         seq_len=seq_len,
-        pack_tokens=config.pack_tokens or max(recipe.pack_tokens, seq_len),
+        pack_tokens=config.pack_tokens or max(recipe.pack_tokens, config.seq_len or 0),
         packs_per_step=config.packs_per_step or max((TrainConfig.packs_per_step, *config.ranks)),
         mask_prob=config.mask_prob,
         selection=config.selection,

@@ -8,9 +8,8 @@ import torch
 
 from mlm_pytorch.doctor.findings import Finding
 from mlm_pytorch.encoder import EncoderConfig
+from mlm_pytorch.encoder.blocks import BUCKET_STEP, LONGEST_KEPT, WEIGHTS_KEPT
 from mlm_pytorch.training.step import autocast_dtype, native_precision
-
-LONG_ON_CPU = 512  # tokens of a piece above which attention on a CPU computes its weights twice
 
 
 @dataclass(frozen=True)
@@ -165,18 +164,27 @@ def check_attention(setup: Setup) -> Finding:
                 "leave --precision out, or use a GPU with bf16",
             )  # fmt: skip
         return Finding("attention", "green", "variable-length attention", window)
-    if setup.seq_len > LONG_ON_CPU:
+    weights = attention_weights(setup)
+    if setup.seq_len > LONGEST_KEPT and weights > WEIGHTS_KEPT and sliding < len(config.layer_types):
         return Finding(
             "attention",
             "yellow",
             "Long pieces on a CPU",
-            f"seq_len {setup.seq_len}; {window}",
-            f"above {LONG_ON_CPU} tokens attention weights are computed again in backward, and a window saves nothing",
-            f"pass --seq-len {LONG_ON_CPU} or less",
+            f"seq_len {setup.seq_len}, packs of {setup.pack_tokens:,} tokens; {window}",
+            f"a pack of such pieces has {weights / 1e6:.1f}M attention weights in each layer that sees all of a piece; "
+            f"beyond {WEIGHTS_KEPT / 1e6:.1f}M they are not kept for backward but computed again",
+            f"pass --seq-len {LONGEST_KEPT} or less, up to which they are always kept",
+            weights / WEIGHTS_KEPT,
         )
     if sliding and setup.seq_len <= config.local_attention // 2:
         return Finding("attention", "green", "pieces fit the window", f"{window}, so all layers see all of a piece")
     return Finding("attention", "green", "attention in dense blocks", f"seq_len {setup.seq_len}; {window}")
+
+
+def attention_weights(setup: Setup) -> int:
+    """Attention weights of a layer that sees all of a piece, for one pack full of pieces of `seq_len`."""
+    length = -(-setup.seq_len // BUCKET_STEP) * BUCKET_STEP
+    return setup.pack_tokens // setup.seq_len * setup.config.num_attention_heads * length**2
 
 
 def check_seq_len(setup: Setup, lengths: np.ndarray) -> Finding:

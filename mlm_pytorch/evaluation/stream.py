@@ -1,7 +1,8 @@
 """Documents to packs, without a store: each piece is forgotten when its pack is done, so that memory does not grow.
 
-Pieces are cut and numbered as `prepare` cuts and numbers them, and masks are a function of a piece's number: measuring
-a file and measuring the store made from it give the same figures.
+Pieces are cut and numbered as `prepare` cuts and numbers them by default, and masks are a function of a piece's number:
+measuring a file and measuring the store made from it give the same figures. A store whose long documents were truncated
+or cut into windows has other pieces of the same text, whose tokens and bytes are those counted here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ class PieceStream:
         tokenizer: turns their text into ids; documents that are ids already are taken as they are.
         seq_len: longest piece in tokens, framing included.
         capacity: tokens of a pack, at least `seq_len`.
-        num_bytes: of the text so far, in UTF-8; None once a document came as ids.
+        num_bytes: of the text so far, in UTF-8, of documents that have tokens; None once one came as ids.
         num_tokens: so far, without framing.
         sources: of the pieces in the pack that is being used, by their numbers.
     """
@@ -84,12 +85,12 @@ class PieceStream:
                     ids = self.tokenizer.special.content(np.asarray(document.ids, dtype=np.int64))
                 else:
                     ids = np.array(next(encoded), dtype=np.int64)
-                    if self.num_bytes is not None:
-                        self.num_bytes += len(document.text.encode())
                 if not len(ids):
                     continue
                 self._check(ids, document)
                 self.num_tokens += len(ids)
+                if document.ids is None and self.num_bytes is not None:
+                    self.num_bytes += len(document.text.encode())
                 lengths = cut(np.array([len(ids)]), self._max_piece).lengths
                 for piece in np.split(ids, lengths.cumsum()[:-1]):
                     yield piece, document.source

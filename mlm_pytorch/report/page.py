@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlm_pytorch.cli.factory import built_folder
 from mlm_pytorch.cli.models import open_model
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import TokenCounter, Tokenizer, TokenizerReport, count_words, load_tokenizer
@@ -186,6 +187,11 @@ def _learned(
     """What the model does with held-out pieces; or a note why that cannot be said."""
     if corpus.held_out is None or corpus.tokenizer is None or not (num_tokens or num_samples):
         return None, []
+    if model is None and built_folder(facts.folder) is not None:
+        return None, [
+            "The model is a module of your own; no code is run because a folder names it: its curves are shown, but "
+            "nothing of what it has learned."
+        ]
     if model is None and not (facts.folder / "model" / "config.json").is_file():
         return None, ["There is no checkpoint yet, so nothing can be said of what the model has learned."]
     try:

@@ -1,6 +1,7 @@
 """A trained model on another domain: what it is told, what it forgets, and what its vocabulary gains."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from mlm_pytorch.cli import main
+from mlm_pytorch.cli.adapting import kept_packs, read_adaptation
+from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.metrics import read_metrics
 
 GENERAL = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "own", "red", "house", "by", "old"]
@@ -85,6 +89,64 @@ def test_a_start_that_ended_before_its_first_checkpoint(place, tmp_path):
     train(*run, "--out", tmp_path / "again")
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "again"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture
+def notes(place, tmp_path) -> dict[str, Path]:
+    """General text under the names that files give it, some of them beside a column that is no text."""
+    made = {
+        "notes": ("jsonl", [json.dumps({"note": text, "text": "xx"}) for text in lines(GENERAL)]),
+        "texts": ("jsonl", [json.dumps({"text": text, "id": 3}) for text in lines(GENERAL)]),
+        "table": ("csv", ["id,note", *(f"3,{text}" for text in lines(GENERAL))]),
+        "plain": ("txt", lines(GENERAL)),
+    }
+    for name, (suffix, rows) in made.items():
+        (tmp_path / f"{name}.{suffix}").write_text("\n".join(rows) + "\n")
+    return {name: tmp_path / f"{name}.{suffix}" for name, (suffix, _) in made.items()}
+
+
+def ids_of(packs: list[Pack]) -> list[int]:
+    return [id for pack in packs for id in pack.input_ids.tolist()]
+
+
+@pytest.mark.parametrize("names", [["notes"], ["texts"], ["table"], ["plain"], ["notes", "texts", "plain", "table"]])
+def test_the_text_to_keep_is_the_corpus_column_where_a_file_has_it(place, notes, names):
+    """Whatever it is called, it is the same text, for what is measured as for what is told of the tokenizer."""
+    tokenizer, files = load_tokenizer(place / "bert"), tuple(str(notes[name]) for name in names)
+    plain = (str(notes["plain"]),) * len(names)
+    kept = kept_packs(files, "note", tokenizer, 64, 256)
+    assert ids_of(kept) == ids_of(kept_packs(plain, None, tokenizer, 64, 256))
+    told, expected = (
+        read_adaptation(TrainConfig(corpus=(str(notes["notes"]),), out=place, column="note", keep=keep), tokenizer)
+        for keep in (files, plain)
+    )
+    assert told is not None and expected is not None and told.fit == expected.fit
+
+
+def test_a_text_to_keep_from_a_pipe_is_read_once(place, notes):
+    """So nobody can look whether it has the corpus's column before it is read by that."""
+    tokenizer = load_tokenizer(place / "bert")
+    ends = os.pipe()
+    os.write(ends[1], notes["notes"].read_bytes())
+    os.close(ends[1])
+    kept = kept_packs((f"/dev/fd/{ends[0]}",), "note", tokenizer, 64, 256)
+    os.close(ends[0])
+    assert ids_of(kept) == ids_of(kept_packs((str(notes["plain"]),), None, tokenizer, 64, 256))
+
+
+def test_a_text_to_keep_without_a_column_that_could_be_meant(place, notes, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"title": "a", "body": "b"}\n')
+    files = (str(notes["notes"]), str(tmp_path / "other.jsonl"))
+    with pytest.raises(ValueError, match=r"other.jsonl line 1 has none of 'text', .* its columns are 'title', 'body'"):
+        kept_packs(files, "note", load_tokenizer(place / "bert"), 64, 256)
+
+
+def test_what_is_kept_of_a_corpus_with_a_column(place, notes, tmp_path, capsys):
+    keep = ("--keep", notes["table"], "--keep", notes["texts"])
+    train(notes["notes"], "--column", "note", "--model", place / "bert", *keep, "--out", tmp_path / "run")
+    assert "of the general text (" in capsys.readouterr().err
+    measured = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "valid_loss" in line]
+    assert measured and all(1 < line["keep_loss"] < 9 for line in measured)
 
 
 def test_mistakes_with_adaptation(place, tmp_path, capsys):

@@ -1,14 +1,26 @@
 """`mlm play` before anything is served: what is refused, and how."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli import play as cli_play
+from mlm_pytorch.cli.factory import build, import_factory, save_built, sizes_for
 from mlm_pytorch.cli.play import short_names
+from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.play.reading import SurpriseSum, candidates, read, surprise_batches, token_surprises
 from mlm_pytorch.play.server import address_of, listen
+
+FACTORY = """
+from torch import nn
+
+def build(num_tokens, max_seq_len, pad_token_id):
+    return nn.Sequential(nn.Embedding(num_tokens, 16), nn.Linear(16, num_tokens))
+"""
 
 
 def refused(capsys, *arguments):
@@ -42,9 +54,39 @@ def test_a_warning_where_others_can_reach_the_page(tmp_path, capsys):
     assert said.startswith("warning: whoever reaches 0.0.0.0 can use this page")
 
 
+@pytest.fixture
+def own_run(tmp_path, monkeypatch) -> Path:
+    """A run of a module of the user's own, where the module is found."""
+    (tmp_path / "played_models.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 20, 300)
+    sizes = sizes_for(tokenizer.special, 32)
+    torch.manual_seed(0)
+    module = build(import_factory("played_models:build"), "played_models:build", sizes)
+    save_built(module, "played_models:build", sizes, tmp_path / "run/model", tokenizer.save)
+    monkeypatch.delitem(sys.modules, "played_models")  # as in a process that has not yet imported it
+    return tmp_path / "run"
+
+
+def test_a_run_of_ones_own_module_is_played_with_its_factory(own_run, capsys, monkeypatch):
+    said = refused(capsys, own_run, "--port", "0")
+    assert said.endswith("no code is run because a folder names it; add --factory played_models:build\n")
+    assert "played_models" not in sys.modules
+    served = {}
+    monkeypatch.setattr("mlm_pytorch.play.server.serve", lambda models, *_: served.update(models))
+    main(["play", str(own_run), "--port", "0", "--factory", "played_models:build"])
+    _, [reading] = read("the cat sat", [served["run"]])
+    assert len(candidates(reading, {1: None}, 3)[1]) == len(reading.tokens[1])
+    total = SurpriseSum(reading)
+    done = [each for batch in surprise_batches(reading) for each in total.add(token_surprises(reading, batch))]
+    assert [each.word for each in done] == [0, 1, 2] and all(each.nats > 0 for each in done)
+
+
 def test_the_extra_is_named_where_it_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli_play, "find_spec", lambda name: None)
-    assert refused(capsys, tmp_path) == ("mlm: mlm play needs starlette and uvicorn; pip install 'mlm-pytorch[play]'\n")
+    assert refused(capsys, tmp_path) == (
+        "mlm: mlm play needs starlette and uvicorn; run pip install '.[play]' in the checkout\n"
+    )
 
 
 def test_names_are_as_short_as_tells_them_apart():

@@ -1,6 +1,7 @@
 """A short trial, and what is made of it."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from mlm_pytorch.data.packing import build_pack
 from mlm_pytorch.doctor import trial as trials
 from mlm_pytorch.doctor.masks import SampledPieces, check_masks, pieces_of
-from mlm_pytorch.doctor.setup import Setup, check_entries, check_setup
+from mlm_pytorch.doctor.setup import Setup, check_attention, check_entries, check_setup
 from mlm_pytorch.doctor.trial import (
     Resources,
     Trial,
@@ -20,7 +21,8 @@ from mlm_pytorch.doctor.trial import (
     free_resources,
     run_trial,
 )
-from mlm_pytorch.encoder import Encoder, preset
+from mlm_pytorch.encoder import Encoder, EncoderConfig, preset
+from mlm_pytorch.encoder.blocks import LONGEST_KEPT, Blocks
 from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.tokens import SpecialTokens
 
@@ -118,7 +120,8 @@ def test_resources_are_positive():
         ({}, "positions", "green"),
         ({"seq_len": 4096}, "positions", "red"),
         ({"seq_len": 1024}, "pack", "red"),
-        ({"seq_len": 1024, "pack_tokens": 2048}, "attention", "yellow"),
+        ({"seq_len": 1024, "pack_tokens": 2048}, "attention", "green"),
+        ({"seq_len": 1024, "pack_tokens": 8192}, "attention", "yellow"),
         ({"config": replace(preset("tiny", vocab_size=512), vocab_size=1000)}, "shapes", "yellow"),
         ({"seq_len": 2048}, "seq-len", "yellow"),
     ],
@@ -126,6 +129,27 @@ def test_resources_are_positive():
 def test_setups(setup, changes, check, level):
     findings = check_setup(replace(setup, **changes), np.full(100, 40.0))
     assert next(f for f in findings if f.check == check).level == level
+
+
+@pytest.mark.parametrize("kinds", [("full_attention",) * 2, ("full_attention", "sliding_attention")])
+@pytest.mark.parametrize("seq_len", [64, 512, 513, 1000, 2048, 4100])
+def test_attention_on_a_cpu_is_judged_by_what_is_kept_of_it(setup, kinds, seq_len):
+    """Yellow where the encoder would compute weights again: it says so itself of a pack of such pieces."""
+    for heads, num_pieces in product((1, 2, 8), (1, 2, 5)):
+        config = EncoderConfig(512, 16 * heads, 48, 2, heads, layer_types=kinds, max_position_embeddings=8192)
+        long = replace(setup, config=config, seq_len=seq_len, pack_tokens=num_pieces * seq_len + seq_len // 2)
+        blocks = Blocks.of(torch.arange(num_pieces + 1) * seq_len, heads)
+        kept = all(bucket.kept for bucket in blocks.buckets)
+        finding = check_attention(long)
+        assert finding.level == ("green" if kept else "yellow"), (heads, num_pieces)
+        if not kept:
+            assert finding.remedy == f"pass --seq-len {LONGEST_KEPT} or less, up to which they are always kept"
+            assert check_attention(replace(long, seq_len=LONGEST_KEPT)).level == "green"
+
+
+def test_windows_alone_keep_no_weights_and_are_not_warned_of(setup):
+    config = EncoderConfig(512, 64, 48, 2, 4, layer_types=("sliding_attention",) * 2, max_position_embeddings=8192)
+    assert check_attention(replace(setup, config=config, seq_len=8192, pack_tokens=65_536)).level == "green"
 
 
 def test_a_tokenizer_larger_than_the_model(setup):

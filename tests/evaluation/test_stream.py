@@ -37,6 +37,24 @@ def test_equals_the_store_of_the_same_files(tmp_path):
     assert one.num_targets == other.num_targets and one.loss == pytest.approx(other.loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize(
+    "cutting", [{}, {"long_documents": "windows", "overlap": 5}, {"long_documents": "truncate"}], ids=str
+)
+def test_counts_the_text_that_a_store_was_made_of(tmp_path, kind, cutting):
+    """However its pieces were cut; and a text of which a tokenizer makes nothing counts in neither."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (*TEXTS, "\x01\x02", "\u200b")))
+    tokenizer = TOKENIZER if kind == "bpe" else train_tokenizer(TEXTS, kind="wordpiece", vocab_size=60)
+    prepare([path], tmp_path / "store", tokenizer=tokenizer, seq_len=24, valid_share=0.0, **cutting)
+    info = TokenStore.open(tmp_path / "store").manifest.splits["train"]
+    assert bool(cutting) == bool(info.dropped_tokens or info.repeated_tokens)
+    stream = PieceStream(Corpus([path]), tokenizer, 24, 64)
+    assert sum(int(pack.lengths.sum()) for pack in stream) > 0
+    text_tokens = info.tokens + info.dropped_tokens - info.repeated_tokens
+    assert (stream.num_tokens, stream.num_bytes) == (text_tokens, info.bytes)
+
+
 def test_documents_of_ids():
     stream = PieceStream([Document("", "cells", np.arange(5, 20))], TOKENIZER, 12, 24)
     assert [len(pack.input_ids) for pack in stream] == [19] and stream.num_bytes is None

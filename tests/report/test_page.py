@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlm_pytorch.cli import main
+from mlm_pytorch.cli.factory import RECORD
 from mlm_pytorch.huggingface import load_encoder
 from mlm_pytorch.report import ReportWriter, write_report
 from mlm_pytorch.report.page import _json
@@ -154,6 +155,18 @@ def damaged(run: Path, tmp_path: Path, what: str) -> Path:
 def test_what_is_missing_is_said(run, tmp_path, what, says):
     page = write_report([damaged(run, tmp_path, what)]).read_text()
     assert says in Elements(page).text and "data-chart" in page
+
+
+def test_a_module_of_the_users_own_is_not_taken_for_a_missing_checkpoint(run, tmp_path):
+    """Its curves are there; nothing is imported because a folder names it, so nothing more is said of it."""
+    copy = damaged(run, tmp_path, "own module")
+    export = (copy / "model").resolve()
+    (export / "config.json").unlink()
+    (export / RECORD).write_text('{"factory": "a_module_that_nobody_has:build", "num_tokens": 400}')
+    page = write_report([copy]).read_text()
+    text = " ".join(Elements(page).text.split())
+    assert "no checkpoint" not in text and "cannot be looked at" not in text and "data-chart" in page
+    assert "The model is a module of your own; no code is run because a folder names it: its curves" in text
 
 
 def test_during_training_the_model_at_hand_is_shown_and_nothing_is_read_twice(run, tmp_path):

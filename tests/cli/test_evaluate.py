@@ -1,0 +1,204 @@
+"""`mlm evaluate`: the same figures for a file and its store, one ruler for all runs, no option that does nothing."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_pytorch.cli import main
+from mlm_pytorch.data.prepare import prepare
+from mlm_pytorch.data.tokenizer import Tokenizer, tokenizer_for_ids, train_tokenizer
+from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.huggingface import export_encoder
+from mlm_pytorch.training.config import TrainConfig
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "its", "red", "house", "façade", "by", "old"]
+CUTTINGS = {
+    "split": {},
+    "windows": {"long_documents": "windows", "overlap": 7},
+    "truncate": {"long_documents": "truncate"},
+}
+
+
+def texts(seed: int, count: int = 40) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 90))) for _ in range(count)]
+
+
+TOKENIZER = train_tokenizer(texts(0), 340)
+OTHER_TOKENIZER = train_tokenizer(texts(0), kind="wordpiece", vocab_size=110)
+
+
+def write(path: Path, documents: Sequence[str | list[int]]) -> Path:
+    lines = [json.dumps({"text": d} if isinstance(d, str) else {"input_ids": d}) for d in documents]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def model(folder: Path, tokenizer: Tokenizer = TOKENIZER) -> Path:
+    torch.manual_seed(0)
+    shape = EncoderConfig(tokenizer.special.num_tokens, 32, 48, 2, 2, max_position_embeddings=64)
+    export_encoder(Encoder(shape), tokenizer.special, folder, tokenizer.save)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Callable[..., Path]:
+    """Makes what a run leaves behind: its options, a store with what was held out, and a model."""
+
+    def run(name: str, held_out: Sequence[str | list[int]], tokenizer: Tokenizer = TOKENIZER, seq_len=24, **cutting):
+        folder = tmp_path / name
+        folder.mkdir()
+        corpus, valid = (write(tmp_path / f"{name}-{i}.jsonl", d) for i, d in enumerate((held_out[:3], held_out)))
+        prepare([corpus], folder / "store", valid=[valid], tokenizer=tokenizer, seq_len=seq_len, **cutting)
+        model(folder / "model", tokenizer)
+        (folder / "config.yaml").write_text(TrainConfig(corpus=(str(corpus),), out=folder).to_yaml())
+        return folder
+
+    return run
+
+
+def evaluate(capsys, *arguments: object) -> list[dict]:
+    capsys.readouterr()
+    main(["evaluate", *map(str, arguments), "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def fails(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, arguments)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1, said
+    return said
+
+
+# -- a file and its store ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cutting", CUTTINGS)
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_bits_per_byte_are_of_the_text_however_it_was_cut(tmp_path, capsys, cutting, split):
+    """They are the loss times the tokens of a byte, and those are the text's own: of the file as of any store of it."""
+    file, small = write(tmp_path / "file.jsonl", texts(1)), write(tmp_path / "small.jsonl", texts(2, 5))
+    corpus = {"train": {"corpus": [file]}, "valid": {"corpus": [small], "valid": [file]}}[split]
+    held_out = {"valid_share": 0.0} if split == "train" else {}
+    prepare(out=tmp_path / "store", tokenizer=TOKENIZER, seq_len=24, **corpus, **held_out, **CUTTINGS[cutting])
+    folder = model(tmp_path / "model")
+    (of_file,) = evaluate(capsys, folder, "--data", file, "--seq-len", 24)
+    (of_store,) = evaluate(capsys, folder, "--data", tmp_path / "store")
+    assert (of_store["num_tokens"] == of_file["num_tokens"]) == (cutting == "split")
+    assert of_store["bits_per_byte"] / of_store["loss"] == pytest.approx(of_file["bits_per_byte"] / of_file["loss"])
+    if cutting == "split":
+        assert of_store == pytest.approx(of_file, abs=1e-5)
+
+
+# -- one ruler ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "changes"),
+    [
+        (TOKENIZER, {}),
+        (TOKENIZER, {"seq_len": 40}),
+        (TOKENIZER, CUTTINGS["windows"]),
+        (OTHER_TOKENIZER, {}),
+        (OTHER_TOKENIZER, {"seq_len": 40}),
+    ],
+)
+def test_runs_that_held_out_the_same_text_are_compared_on_it(run, capsys, tokenizer, changes):
+    one, other = run("one", texts(1)), run("other", texts(1), tokenizer, **changes)
+    found = evaluate(capsys, one, other)
+    apart = [evaluate(capsys, folder)[0] for folder in (one, other)]
+    assert [report["loss"] for report in found] == [report["loss"] for report in apart]
+
+
+def reads(seed: int) -> list[str]:
+    """Texts that no count tells apart: so many, of one length."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(["the", "cat", "sat", "mat"], k=6)).ljust(30, ".") for _ in range(30)]
+
+
+def ids(seed: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [draw.choices(range(5, 30), k=draw.randint(4, 20)) for _ in range(30)]
+
+
+FOR_IDS = tokenizer_for_ids(32, mask_token_id=4, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "tokenizer", "changes"),
+    [
+        (texts(1)[:-1], TOKENIZER, {}),
+        (texts(2), TOKENIZER, {}),
+        (texts(2), TOKENIZER, {"seq_len": 40}),
+        (texts(2), OTHER_TOKENIZER, {}),
+        (texts(1), TOKENIZER, CUTTINGS["truncate"]),  # the ends of its documents are not there to be measured
+        (texts(1), OTHER_TOKENIZER, CUTTINGS["truncate"]),
+        (reads(2), TOKENIZER, {}),
+        (ids(2), FOR_IDS, {}),
+        (ids(2), FOR_IDS, {"seq_len": 40}),
+    ],
+)
+def test_runs_that_held_out_different_texts_need_one_to_be_named(run, tmp_path, capsys, held_out, tokenizer, changes):
+    mine = reads(1) if held_out == reads(2) else ids(1) if held_out == ids(2) else texts(1)
+    one = run("one", mine, FOR_IDS if tokenizer is FOR_IDS else TOKENIZER)
+    other = run("other", held_out, tokenizer, **changes)
+    assert fails(capsys, one, one, other) == f"mlm: {one} and {other} held out different texts; name one with --data\n"
+    assert len(evaluate(capsys, one, other, "--data", write(tmp_path / "named.jsonl", mine))) == 2
+
+
+def test_what_has_nothing_held_out_is_told_before_anything_is_measured(run, tmp_path, capsys):
+    one, folder = run("one", texts(1)), model(tmp_path / "bare")
+    assert f"{folder} is not a run, so it has no held-out data of its own; name a corpus" in fails(capsys, one, folder)
+    manifest = json.loads((one / "store/manifest.json").read_text())
+    del manifest["splits"]["valid"]
+    other = run("other", texts(1))
+    (other / "store/manifest.json").write_text(json.dumps(manifest))
+    for runs in ((one, other), (other,)):
+        assert fails(capsys, *runs) == f"mlm: {other} held nothing out; name a corpus with --data\n"
+
+
+# -- options that would do nothing -------------------------------------------------------------------------------------
+
+
+def test_options_that_would_change_nothing_are_refused(run, tmp_path, capsys):
+    """Each in one line, before a model is opened: the folder of this one holds none."""
+    one = run("one", texts(1))
+    (one / "model/model.safetensors").unlink()
+    store, none = one / "store", tmp_path / "none"
+    cases = [
+        (("--minimal-pairs", none, "--breakdown"), "--breakdown is of the masked loss, which --minimal-pairs without"),
+        (("--minimal-pairs", none, "--mask-prob", 0.3), "--mask-prob is of the masked loss, which --minimal-pairs"),
+        (("--minimal-pairs", none, "--seq-len", 16), "--seq-len is of the masked loss, which --minimal-pairs without"),
+        (
+            ("--probe-train", none, "--probe-test", none, "--column", "a"),
+            "--column is of the masked loss, which --probe-train without --data does not measure; name held-out text",
+        ),
+        (("--seq-len", 16), f"--seq-len is settled by the store {store}; leave it out, or name files with --data"),
+        (("--column", "a"), f"--column is settled by the store {store}; leave it out, or name files with --data"),
+        (("--data", store, "--seq-len", 16), f"--seq-len is settled by the store {store}; leave it out, or name"),
+        (("--data", store, "--column", "a"), f"--column is settled by the store {store}; leave it out, or name"),
+        (("--pll", "word-l2r"), "--pll is of minimal pairs, and none are named; name --minimal-pairs, or leave it"),
+        (("--pair-score", "mean"), "--pair-score is of minimal pairs, and none are named; name --minimal-pairs"),
+        (("--probe-seeds", 5), "--probe-seeds needs a task; name --probe-train and --probe-test"),
+        (("--probe-finetune",), "--probe-finetune needs a task; name --probe-train and --probe-test"),
+    ]
+    for arguments, expected in cases:
+        assert fails(capsys, one, *arguments).startswith(f"mlm: {expected}"), arguments
+
+
+def test_options_that_change_something_are_taken(run, tmp_path, capsys):
+    one, file = run("one", texts(1)), write(tmp_path / "file.jsonl", texts(2))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"good": "the cat sat", "bad": "cat the sat", "uid": "u"}) + "\n")
+    (both,) = evaluate(capsys, one, "--minimal-pairs", pairs, "--data", file, "--breakdown", "--seq-len", 16)
+    assert {"loss", "breakdown", "minimal_pairs"} <= set(both)
+    (more,) = evaluate(capsys, one, "--mask-prob", 0.3, "--breakdown")
+    assert more["num_targets"] > evaluate(capsys, one)[0]["num_targets"]
+    (column,) = evaluate(capsys, one, "--data", file, "--column", "text")
+    assert column == evaluate(capsys, one, "--data", file)[0]
