@@ -70,8 +70,8 @@ def open_model(folder: Path, factory: str | None = None) -> OpenedModel:
     rows = getattr(config, "vocab_size", None)
     if isinstance(rows, int) and tokenizer.special.num_tokens > rows:
         raise ValueError(
-            f"the tokenizer of {folder} has {tokenizer.special.num_tokens:,} tokens and its model {rows:,}; "
-            "they do not belong together"
+            f"the tokenizer of {folder} has {tokenizer.special.num_tokens:,} tokens and its model {rows:,}, so they do "
+            "not belong together; take model and tokenizer from one export"
         )
     if isinstance(model, Encoder):
         limit: int | None = model.config.max_position_embeddings

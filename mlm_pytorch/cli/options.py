@@ -39,7 +39,8 @@ class EvaluateConfig:
     models: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders or Hugging Face folders of masked language models."""
     data: tuple[str, ...] = ()
-    """Held-out files, or a store. By default what the run held out, unless other measures are asked for."""
+    """Held-out files, or a store. By default what the run held out, unless other measures are asked for; several runs
+    must have held out the same."""
     column: str | None = None
     """Field that holds the text. By default found."""
     seq_len: int | None = None
@@ -93,7 +94,7 @@ class FillConfig:
 class PlayConfig:
     """Open a page on this machine: click words to hide them, see what models expect and what surprises them.
 
-    Needs the extra mlm-pytorch[play]. Example: mlm play runs/mine models/bert
+    Needs the extra play: pip install '.[play]' in the checkout. Example: mlm play runs/mine models/bert
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -102,6 +103,8 @@ class PlayConfig:
     """Address to listen on. With any other, whoever reaches it can use the page."""
     port: int = 8000
     """Port to listen on; 0 for a free one."""
+    factory: str | None = None
+    """module:factory that makes the models of runs of your own module; no code is run because a folder names it."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ class DoctorConfig(CorpusOptions):
     seq_len: int | None = None
     """Longest piece in tokens. By default the preset's."""
     pack_tokens: int | None = None
-    """Tokens of one pack. By default the preset's."""
+    """Tokens of one pack. By default chosen by preset, budget and device: 2,048 or 4,096 for small presets on a CPU,
+    16,384 to 131,072 on a GPU."""
     packs_per_step: int | None = None
     """Packs of one optimizer step. By default that of mlm train, and with --ranks one for each rank."""
     selection: SelectionName = "tokens"

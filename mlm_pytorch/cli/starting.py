@@ -172,7 +172,7 @@ def check_fit(name: str, model: nn.Module, tokenizer: Tokenizer) -> None:
     if isinstance(rows, int) and tokenizer.special.num_tokens > rows:
         raise ValueError(
             f"--model {name}: its tokenizer has {tokenizer.special.num_tokens:,} tokens and the model {rows:,}, so "
-            "some ids would have no embedding; they do not belong together"
+            "some ids would have no embedding: they do not belong together; take model and tokenizer from one export"
         )
 
 

@@ -124,7 +124,7 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise ValueError(
             f"engine ray needs Ray with its data library, which cannot be imported here ({error}); "
-            "pip install 'mlm-pytorch[ray]'"
+            "run pip install '.[ray]' in the checkout"
         ) from None
     return ray
 

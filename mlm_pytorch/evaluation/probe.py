@@ -214,7 +214,7 @@ def _frozen(tokenizer: Tokenizer, task: Task, train: list[np.ndarray], test: lis
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
-        raise ValueError("the probe needs scikit-learn; install mlm-pytorch[probe]") from None
+        raise ValueError("the probe needs scikit-learn; run pip install '.[probe]' in the checkout") from None
 
     def measure(model: Probed) -> Callable[[int], float]:
         train_NW, test_NW = (_features(model, tokenizer, texts) for texts in (train, test))

@@ -50,7 +50,8 @@ class TrainConfig(CorpusOptions):
     """Longest piece in tokens; longer documents are split. By default the preset's."""
 
     pack_tokens: int | None = None
-    """Tokens of one pack of whole pieces. By default the preset's."""
+    """Tokens of one pack of whole pieces. By default chosen by preset, budget and device: 2,048 or 4,096 for small
+    presets on a CPU, 16,384 to 131,072 on a GPU."""
     packs_per_step: int = 1
     """Packs of one optimizer step, at the start."""
     packs_per_step_end: int | None = None
@@ -62,7 +63,8 @@ class TrainConfig(CorpusOptions):
     mask_prob: float = 0.30
     """Share of tokens to predict at the start."""
     mask_prob_end: float | None = None
-    """The same at the end. By default 0.15."""
+    """The same at the end. By default 0.15, also where --mask-prob is lower; for one rate throughout add
+    --mask-schedule constant."""
     mask_schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
     """How the share moves from one to the other: not at all, straight, in half a wave, in four steps."""
     replace_prob: float = 1.0
@@ -194,6 +196,10 @@ class TrainConfig(CorpusOptions):
             if value is not None and not 0 < value <= 1:
                 usual = "0.5" if name == "ramp" else "0.15 to 0.4"
                 raise ValueError(f"--{name.replace('_', '-')} {value} is outside (0, 1]; {usual} is usual")
+        if self.ramp != TrainConfig.ramp and self.packs_per_step_end is None:
+            raise ValueError(
+                f"--ramp {self.ramp} is for --packs-per-step-end, which is left out; give it too, or leave out --ramp"
+            )
         for name in ("warmup", "decay", "final_lr"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -273,7 +279,10 @@ class TrainConfig(CorpusOptions):
         """
         values = yaml.safe_load(text)
         if not isinstance(values, dict):
-            raise ValueError("config.yaml holds no fields; the run folder is damaged")
+            raise ValueError(
+                "config.yaml holds no fields, so the run folder is damaged; "
+                "restore config.yaml from a copy, or choose another --out"
+            )
         known = {f.name for f in dataclasses.fields(cls)}
         if set(values) - known:
             raise ValueError(

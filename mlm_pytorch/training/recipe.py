@@ -35,8 +35,10 @@ _USED = 0.3  # share of a GPU's matmul peak that training reaches: 0.3 for 17M p
 _REST, _REST_OF_WIDTH = 46e-6, 0.1e-6
 _MASKED = 0.225  # mean share of positions that meet the vocabulary
 _VOCABULARY = 16_384  # for the estimate: the vocabulary itself is not known before the corpus is read
-# A long run takes larger packs: 10M tokens of nano end at 4.49 nats with 4,096 a step, at 4.60 with 2,048, and take a
-# quarter less time; 1.2M tokens of mini end half a nat worse (docs/results/what_failed.md).
+# A long run takes larger packs: 4M tokens of nano end alike, at 5.03 nats with 4,096 a step and 5.04 with 2,048, and
+# take a quarter less time with AMX (docs/results/speed.md); 10M end at 4.49 with 4,096 (results/recipes.json),
+# and ended at 4.60 with 2,048, measured once and not kept. 1.2M tokens of mini end half a nat worse
+# (docs/results/what_failed.md).
 _LONG_RUN, _LONG_RUNS_PACK = 4e6, 4_096
 # A GPU is busy with large packs only (benchmarks/gpu.py), and a run learns from a number of steps: packs are as large
 # as leaves it so many, which is what a CPU's longer runs take. Not measured in losses yet.
@@ -90,7 +92,8 @@ def choose(
         processes: that train together, each on such a device.
         corpus_tokens: tokens of the corpus, where known; needed for budgets of epochs.
         optimizer: "muon" or "adamw".
-        model: the preset, where it is given, or the folder of a model, which is trained like `base`.
+        model: the preset, where it is given. Any other name gets the values of `base`; `mlm train` does not ask here
+            for such models, whose rate is that of `gentle_values`.
         seq_len: longest piece, where it is given.
 
     Example:

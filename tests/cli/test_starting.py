@@ -240,7 +240,7 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         ((text, "--model", "own_models:other_arguments"), "cannot be called as factory(num_tokens=…"),
         ((text, "--model", "own_models:other_shape"), "returns logits (2, 16, 8) for ids (2, 16)"),
         ((text, "--model", "enormous"), "is neither a preset (nano, tiny, mini, small, base, large) nor a folder"),
-        ((text, "--model", small), "tokens and the model 70, so some ids would have no embedding"),
+        ((text, "--model", small), "they do not belong together; take model and tokenizer from one export"),
         ((text, "--model", headless), "type 'gpt2', which is no masked language model"),
         ((text, "--model", broken), "is not finite; take another export of it"),
         ((text, "--model", bert, "--seq-len", "64"), "seq_len 64 exceeds max_position_embeddings 48"),

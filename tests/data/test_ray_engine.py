@@ -200,7 +200,7 @@ def test_nodes_that_differ(tokenizer, tmp_path):
 def test_without_ray(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", ["the cat"])])
-    with pytest.raises(ValueError, match=r"engine ray needs Ray .*; pip install 'mlm-pytorch\[ray\]'"):
+    with pytest.raises(ValueError, match=r"engine ray needs Ray .*; run pip install '\.\[ray\]' in the checkout"):
         list(encode_on_ray(tokenizer, corpus, Position()))
 
 

@@ -105,5 +105,5 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match="the text '' has no tokens"):
         probe(encoder(), TOKENIZER, empty, max_seq_len=32)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
-    with pytest.raises(ValueError, match=r"the probe needs scikit-learn; install mlm-pytorch\[probe\]"):
+    with pytest.raises(ValueError, match=r"the probe needs scikit-learn; run pip install '\.\[probe\]' in"):
         probe(encoder(), TOKENIZER, task(4), max_seq_len=32)

@@ -19,7 +19,9 @@ def test_round_trip():
 
 
 def test_yaml_is_read_safely():
-    with pytest.raises(ValueError, match="holds no fields"):
+    with pytest.raises(
+        ValueError, match="holds no fields, .*; restore config.yaml from a copy, or choose another --out"
+    ):
         TrainConfig.from_yaml("- a\n- b\n")
     with pytest.raises(ValueError, match="fields unknown to this version: hush"):
         TrainConfig.from_yaml(config().to_yaml() + "hush: 1\n")
@@ -67,6 +69,7 @@ def test_what_depends_on_progress():
         ({"decay": -0.5}, r"--decay -0.5 is outside \[0, 1\]"),
         ({"final_lr": 1.5}, r"--final-lr 1.5 is outside \[0, 1\]"),
         ({"ramp": 0.0}, r"--ramp 0.0 is outside \(0, 1\]; 0.5 is usual"),
+        ({"ramp": 0.7}, "--ramp 0.7 is for --packs-per-step-end, which is left out; give it too, or leave out"),
         ({"packs_per_step_end": 0}, "--packs-per-step-end 0 is too small; give at least 1"),
         ({"embedding_lr": 0.0}, "--embedding-lr 0.0 is not positive; 1 is usual"),
         ({"weight_decay": -0.1}, "--weight-decay -0.1 is below 0 or not finite; 0.01 to 0.1 is usual"),

@@ -116,7 +116,8 @@ def read_hub(name: str, reading: Reading) -> Iterator[Document]:
         from datasets.exceptions import DatasetsError
     except ImportError:
         raise ValueError(
-            f"{reading.label} needs the package datasets, which is not installed; pip install 'mlm-pytorch[hub]'"
+            f"{reading.label} needs the package datasets, which is not installed; "
+            "run pip install '.[hub]' in the checkout"
         ) from None
     path, config, split, rest = [*name.split(":", 3), "", "", ""][:4]
     if not path or rest:
