@@ -48,9 +48,11 @@ def millionths(prob: float) -> int:
         raise ValueError(f"probability of shape {tuple(prob.shape)} is not one number; pass a tensor of millionths")
     if not 0.0 <= prob <= 1.0:  # NaN fails both comparisons
         raise ValueError(f"probability {prob} is outside [0, 1]; pass a share such as 0.15")
-    nearest = round(float(prob) * MILLION)
-    # What a float cannot say exactly, such as 0.15, still is the millionth that was meant.
-    return nearest - (nearest > float(prob) * MILLION * (1 + 1e-12))
+    # In 32 bits 0.7 is less than that; the digits that they hold are what was meant.
+    bytes_ = getattr(getattr(prob, "dtype", None), "itemsize", 8)
+    exact = float(prob) if bytes_ >= 8 else round(float(prob), 7)
+    nearest = round(exact * MILLION)
+    return nearest - (nearest > exact * MILLION * (1 + 1e-12))
 
 
 def mix64(x: Tensor) -> Tensor:

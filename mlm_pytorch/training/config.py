@@ -304,6 +304,8 @@ class TrainConfig(CorpusOptions):
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
         open_again = {k for k in self.chosen if pairs[k][1] is None} | {"chosen"}
+        if pairs["packs_per_step_end"] == (None, None):
+            open_again |= {"ramp"}  # which then says nothing
         changed = {k: both for k, both in pairs.items() if k not in MAY_CHANGE | open_again and both[0] != both[1]}
         return [f"{k}: {_as_typed(a)} -> {_as_typed(b)}" for k, (a, b) in changed.items()]
 

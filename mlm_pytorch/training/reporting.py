@@ -19,7 +19,8 @@ from mlm_pytorch.training.trackers import Tracker
 
 LOG_SECONDS = 1.0  # at most so often is the console touched, and a point drawn
 RECENT = 100  # steps over which the speed is taken
-# A step that takes so many times as long as others do was held up, by an evaluation, say; not before so many were seen.
+# A step that takes so many times as long as others do was held up, by an evaluation, say; not before so many were seen,
+# and not where as many in a row take that long: that is a new pace.
 HELD_UP, STEPS_SEEN = 3.0, 10
 _ON_TRACKERS = ("loss", "accuracy", "lr", "mask_prob", "grad_norm", "fill", "tokens_per_second", "peak_share")
 _ON_TRACKERS += ("memory_bytes", "skipped_steps", "tokens")
@@ -71,6 +72,7 @@ class Reporter:
         self._metrics: MetricsFile | None = None  # open while running
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # seconds and packs of each step, pauses apart
         self._taken = self._held_up = 0.0  # seconds of this sitting, in steps and in pauses
+        self._in_a_row: list[tuple[float, int]] = []  # steps that were held up, one after the other
         self._last: dict[str, Any] = {}
         self._drawn = self._shown = 0.0
 
@@ -116,13 +118,24 @@ class Reporter:
         What a pause takes is spread over the whole sitting: within the last steps alone it would pass for their pace,
         and a time budget for nearly spent.
         """
+        held_up = False
         if len(self._recent) >= STEPS_SEEN:
             usual = packs * median(each / size for each, size in self._recent)
-            if seconds > HELD_UP * usual:
+            held_up = seconds > HELD_UP * usual
+            if held_up:
+                self._in_a_row.append((seconds, packs))
                 self._held_up += seconds - usual
                 seconds = usual
-            self._taken += seconds
+        self._taken += seconds
         self._recent.append((seconds, packs))
+        if not held_up:
+            self._in_a_row.clear()
+        elif len(self._in_a_row) == STEPS_SEEN:
+            excess = sum(each for each, _ in self._in_a_row) - sum(each for each, _ in list(self._recent)[-STEPS_SEEN:])
+            self._held_up, self._taken = self._held_up - excess, self._taken + excess
+            self._recent.clear()
+            self._recent.extend(self._in_a_row)
+            self._in_a_row.clear()
 
     @property
     def seconds_per_pack(self) -> float | None:
@@ -137,7 +150,8 @@ class Reporter:
         return self._with_pauses(sum(seconds for seconds, _ in self._recent) / steps) if steps else None
 
     def _with_pauses(self, seconds: float) -> float:
-        return seconds * (1 + self._held_up / self._taken) if self._taken else seconds
+        # Early in a sitting a pause tells little of how often there will be one.
+        return seconds * (1 + self._held_up / max(self._taken, RECENT * seconds))
 
     @property
     def steps_timed(self) -> int:

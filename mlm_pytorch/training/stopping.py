@@ -26,7 +26,7 @@ class Stopping:
     """Watches, while its `with` block runs, for reasons to stop.
 
     The first SIGINT, SIGTERM or SIGHUP is remembered, a second one raises SystemExit(128 + n) at once, unless it
-    follows so soon that it must be the same. One that is ignored (`nohup`) stays ignored.
+    follows so soon that it must be the same. A SIGHUP that is ignored (`nohup`) stays ignored.
 
     Args:
         stop_before: seconds since the start of the process at which all must be over; None for no limit.
@@ -46,7 +46,9 @@ class Stopping:
         self._handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stopping":
-        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # Of SIGINT, shells ignore it for what they start in the background, where `kill -INT` is still meant.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
         self._handlers = {number: signal.signal(number, self._heard) for number in heeded}
         return self
 

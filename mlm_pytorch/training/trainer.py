@@ -185,8 +185,10 @@ class Trainer:
         if self.world.is_main:
             point_to(checkpoint)  # where a newer one is damaged, or a kill came before that
 
-    def checkpoint(self) -> None:
-        """Begin to save everything that the next sitting needs, unless this step is saved already."""
+    def checkpoint(self, *, last: bool = False) -> None:
+        """Begin to save everything that the next sitting needs, unless this step is saved already. The `last` one of
+        this sitting is saved when this returns.
+        """
         if self._saved.step == self.progress.step:
             return
         self._write_unread()
@@ -210,7 +212,7 @@ class Trainer:
             if self.average is not None:
                 tensors |= self.average.tensors()
             with self.averaged():
-                self.writer.save(self.progress.step, self.model.state_dict(), tensors, state)
+                self.writer.save(self.progress.step, self.model.state_dict(), tensors, state, last=last)
             if self.device.type == "cuda":
                 # Reading an export back, transformers sets torch's default device for the whole process. Compiled
                 # layers that run meanwhile take that for a change, and are compiled again.
@@ -403,7 +405,7 @@ class Trainer:
                 self._roll_back()
         if self._finished():  # a run that is stopped goes on from here as if it had not been: it is only saved
             self._evaluate()
-        self.checkpoint()
+        self.checkpoint(last=True)
         self.writer.wait()
         self.world.barrier()  # until the first process has written it
 

@@ -63,19 +63,32 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def save(
-        self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: dict[str, Any]
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: dict[str, Any],
+        *,
+        last: bool = False,
     ) -> None:
-        """Begin to write the checkpoint of a step; waits for the one before, and raises what stopped it."""
+        """Begin to write the checkpoint of a step; waits for the one before, and raises what stopped it.
+
+        After the `last` step nothing changes the tensors any more: those of the host are not copied, so that a run's
+        end takes no more memory than the run, and all is written when this returns.
+        """
         self.wait()
         started = time.monotonic()
-        copies = snapshot(weights), snapshot(optimizer)
+        on_host = all(tensor.device.type == "cpu" for part in (weights, optimizer) for tensor in part.values())
+        copies = (weights, optimizer) if last and on_host else (snapshot(weights), snapshot(optimizer))
         self._writing = self._thread.submit(self._write, step, *copies, state, _mark(weights), started)
+        if last:
+            self.wait()
 
     def _write(
         self,
         step: int,
-        weights: dict[str, Tensor],
-        optimizer: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
         state: dict[str, Any],
         copied: torch.cuda.Event | None,
         started: float,

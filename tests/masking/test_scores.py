@@ -185,3 +185,4 @@ def test_shares_of_a_whole_are_exact(whole):
 @pytest.mark.parametrize("number", range(0, 1_000_001, 4999))
 def test_what_millionths_can_say_is_said(number):
     assert millionths(number / 1_000_000) == number
+    assert millionths(torch.tensor(number // 10 / 100_000)) == number // 10 * 10, "in 32 bits"

@@ -99,3 +99,10 @@ def test_what_depends_on_progress():
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes).check()
+
+
+def test_a_ramp_that_said_nothing_does_not_keep_a_run_from_going_on():
+    before, now = (TrainConfig(corpus=("a.txt",), out=Path("x"), ramp=ramp) for ramp in (0.7, 0.5))
+    assert before.differences(now) == []
+    with_end = dataclasses.replace(now, packs_per_step_end=4)
+    assert dataclasses.replace(with_end, ramp=0.7).differences(with_end) == ["ramp: 0.7 -> 0.5"]

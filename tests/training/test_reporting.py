@@ -113,3 +113,18 @@ def test_a_pace_that_changes_is_followed(tmp_path):
         for _ in range(200):
             told.took(seconds, 1)
     assert told.seconds_per_pack == pytest.approx(0.2)
+
+
+def test_a_pause_among_the_first_steps_is_no_pace(tmp_path):
+    """A compilation of a minute on the twelfth step of 0.1 s: an hour more holds thousands of steps, not 58."""
+    told, _ = reporter(tmp_path)
+    for seconds in (*[0.1] * 11, 60.0):
+        told.took(seconds, 1)
+    assert told.seconds_per_step < 1.0
+
+
+def test_a_slowdown_that_lasts_is_a_new_pace(tmp_path):
+    told, _ = reporter(tmp_path)
+    for seconds in (*[1.0] * 1000, *[4.0] * 30):
+        told.took(seconds, 1)
+    assert told.seconds_per_step == pytest.approx(4.0, rel=0.01)

@@ -60,3 +60,20 @@ def test_what_goes_wrong_is_raised_by_the_next_call_and_the_old_stays(tmp_path, 
     with pytest.raises(type(error)):
         writer.save(4, {"w": torch.ones(1)}, {}, {})
     writer.close()
+
+
+def test_the_last_one_is_written_without_a_copy(tmp_path):
+    given = []
+    weight, state = torch.ones(3), torch.zeros(3)
+
+    def noting(weights, folder):
+        given.append(weights["w"].data_ptr())
+        export(weights, folder)
+
+    writer = CheckpointWriter(tmp_path, export=noting, keep=2)
+    writer.save(1, {"w": weight}, {"w//m": state}, {"step": 1}, last=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1"], "it is there when the call returns"
+    writer.save(2, {"w": weight}, {"w//m": state}, {"step": 2})
+    writer.wait()
+    assert given[0] == weight.data_ptr() != given[1]
+    writer.close()
