@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def save_checkpoint(
     step: int,
     *,
     export: Callable[[Path], None],
-    optimizer: dict[str, Tensor],
+    optimizer: Mapping[str, Tensor],
     state: dict[str, Any],
     keep: int,
     keep_every: int = 0,
@@ -114,7 +114,7 @@ def partial_folder(run: Path, step: int) -> Path:
 
 
 def _write(
-    folder: Path, export: Callable[[Path], None], optimizer: dict[str, Tensor] | None, state: dict[str, Any]
+    folder: Path, export: Callable[[Path], None], optimizer: Mapping[str, Tensor] | None, state: dict[str, Any]
 ) -> None:
     """The files of a checkpoint, brought to disk, the manifest last."""
     try:
