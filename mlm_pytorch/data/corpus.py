@@ -9,6 +9,7 @@ is bounded by the longest document. A file is never silently cut or skipped: wha
 `ValueError` of one line that names the file and the place.
 """
 
+import copy
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -118,9 +119,9 @@ class Corpus:
     """The documents of some paths: iterate over it, again if you like, and ask how far it has come.
 
     - `paths`: files, folders (walked in sorted order, hidden entries left out, known suffixes taken), globs (`**` goes
-      deep), "-" for standard input (lines of text, or JSON lines), folders that `datasets` has saved, URLs of anything
-      that fsspec reads (hf://, s3://, …; globs and folders too), and hub:NAME[:CONFIG[:SPLIT]] for data sets of the
-      Hub. Plain or gzip, zstd, bzip2, xz. Only a URL or a hub: name makes anything go to the network.
+      deep), "-" for standard input (lines of text, JSON lines, FASTA or FASTQ), folders that `datasets` has saved, URLs
+      of anything that fsspec reads (hf://, s3://, …; globs and folders too), and hub:NAME[:CONFIG[:SPLIT]] for data
+      sets of the Hub. Plain or gzip, zstd, bzip2, xz. Only a URL or a hub: name makes anything go to the network.
     - `column`: the field that holds the text, or the ids as a list of integers; None takes the one there is of text,
       sequence, content and input_ids.
     - `split_text`: what a document is in a text file: a "line", a "paragraph" (ended by blank lines) or the whole
@@ -183,6 +184,12 @@ class Corpus:
                 else:
                     self.empty_documents += 1
 
+    def of_files(self, files: Sequence[CorpusFile]) -> "Corpus":
+        """The same reading of these files alone."""
+        chosen = copy.copy(self)
+        chosen.files = list(files)
+        return chosen
+
     def spool(self, folder: Path) -> None:
         """Copy the inputs that can be read only once into `folder`, so that the corpus can be read again."""
         for index, file in enumerate(self.files):
@@ -230,13 +237,15 @@ class Corpus:
         """The documents of a format that is lines of text."""
         known = FORMAT_OF_SUFFIX.get(suffix)
         whole_file = suffix in PROSE_SUFFIXES | CODE_SUFFIXES
+        if known is None and not whole_file:
+            known = lines.look()
         if known == "CSV" or known == "TSV":
             return read_csv(lines, "," if known == "CSV" else "\t", reading)
         if known == "FASTA":
             return read_fasta(lines, reading)
         if known == "FASTQ":
             return read_fastq(lines, reading)
-        if known == "JSON lines" or (known is None and not whole_file and lines.look_like_json()):
+        if known == "JSON lines":
             return read_json_lines(lines, reading)
         return read_text(lines, self.split_text or ("file" if whole_file else "line"), reading)
 

@@ -24,6 +24,7 @@ FORMAT_OF_SUFFIX = {
     ".csv": "CSV", ".tsv": "TSV",
     ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".npy": "NPY",
     ".fasta": "FASTA", ".fa": "FASTA", ".fna": "FASTA", ".faa": "FASTA", ".ffn": "FASTA", ".frn": "FASTA",
+    ".fas": "FASTA", ".fsa": "FASTA", ".mfa": "FASTA", ".pep": "FASTA", ".a3m": "FASTA",
     ".fastq": "FASTQ", ".fq": "FASTQ",
 }
 # Of these, one file is one document: their lines mean little alone. Of code, folders are searched for .py only.
@@ -35,6 +36,7 @@ CODE_SUFFIXES = frozenset({
 # Read as lines these would train on rubbish without a word.
 OTHER_SUFFIXES = frozenset({
     ".npz", ".h5", ".h5ad", ".pt", ".bin", ".pkl", ".pickle", ".orc", ".avro", ".bam", ".sam", ".vcf",
+    ".warc", ".wet", ".wat", ".xml", ".html", ".htm",
     ".zip", ".tar", ".tgz", ".7z", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".epub",
 })
 # fmt: on
@@ -67,13 +69,26 @@ class CorpusFile:
 
         return open_url(self.url, self.label)
 
+    @property
+    def place(self) -> str | None:
+        """What two names of one file have in common; None of what can be read only once."""
+        if self.url is None:
+            return None if self.path is None or self.is_stream else os.path.realpath(self.path)
+        if self.url.startswith(HUB) or "::" in self.url:  # what is inside an archive is named by the whole chain
+            return self.url
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(self.url)
+        here = "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
+        return os.path.realpath(path) if here else str(system.unstrip_protocol(path))
+
 
 def find_files(paths: Sequence[str | Path]) -> tuple[list[CorpusFile], list[Path]]:
     """Resolve paths, folders, globs, "-", URLs and hub:NAME into files, in the order given and sorted within each.
 
     Returns them and the files that were left out of folders because their suffix is not known. A folder that `datasets`
-    has saved is its shards; of several splits, the one called "train". Raises ValueError when a path does not exist, a
-    glob matches nothing, a folder holds no known file, or nothing was named at all.
+    has saved is its shards; of several splits, the one called "train". Links in folders are followed. Raises ValueError
+    when a path does not exist, a glob matches nothing, a folder holds no known file, or nothing was named at all.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -95,7 +110,7 @@ def find_files(paths: Sequence[str | Path]) -> tuple[list[CorpusFile], list[Path
         else:
             for match in _matches(given):
                 if match.is_dir():
-                    known, unknown = walk(str(match), _list_folder, _read_small)
+                    known, unknown = walk(str(match), _Folders().look_into, _read_small)
                     files += [_corpus_file(Path(path)) for path in known]
                     skipped += map(Path, unknown)
                 else:
@@ -219,13 +234,30 @@ def _saved_json(path: str, read: ReadSmall) -> dict[str, Any]:
     return found
 
 
-def _list_folder(folder: str) -> tuple[list[str], list[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries]
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be listed ({error.strerror}); check its permissions") from None
-    return [name for name, is_dir, _ in found if is_dir], [name for name, _, is_file in found if is_file]
+class _Folders:
+    """Lists folders of this machine, through links too, but each only once: links may go round in circles."""
+
+    def __init__(self) -> None:
+        self.visited: set[str] = set()
+
+    def look_into(self, folder: str) -> tuple[list[str], list[str]]:
+        place = os.path.realpath(folder)
+        if place in self.visited:
+            return [], []
+        self.visited.add(place)
+        folders: list[str] = []
+        names: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if os.path.isdir(entry.path):  # noqa: PTH112 - also False where a link goes in circles
+                        folders.append(entry.name)
+                    # A broken link is listed, so that it is an error or among what was skipped.
+                    elif os.path.isfile(entry.path) or not os.path.exists(entry.path):  # noqa: PTH110, PTH113
+                        names.append(entry.name)
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be listed ({error.strerror}); check its permissions") from None
+        return folders, names
 
 
 def _read_small(path: str) -> bytes:

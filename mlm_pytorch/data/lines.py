@@ -11,6 +11,7 @@ import codecs
 import io
 import itertools
 import lzma
+import os
 import re
 import sys
 import zlib
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 EncodingErrors = Literal["strict", "replace"]
 
-COMPRESSION_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+COMPRESSION_SUFFIXES = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 # No text that people write begins like this, so the bytes decide, not the name.
 COMPRESSION_MAGIC = {
     "gzip": re.compile(rb"\x1f\x8b"),
@@ -31,6 +32,7 @@ COMPRESSION_MAGIC = {
 }
 CHUNK_BYTES = 1 << 20
 COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousandfold with gzip
+SEQUENCE_LINE = re.compile(rb"[A-Za-z*-]+")  # of FASTA or FASTQ, as far as it tells them from text
 # What one document may take: a file without line ends, or a quote that is never closed, must not take all memory.
 MAX_DOCUMENT_BYTES = 1 << 28
 
@@ -42,7 +44,9 @@ def open_input(path: Path | None, label: str) -> BinaryIO:
             raise ValueError("standard input is closed; name a file instead of -")
         try:
             # A handle of our own: a read that is interrupted must not hold the lock of sys.stdin's buffer at exit.
-            return cast("BinaryIO", open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))
+            file = cast("BinaryIO", open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))  # noqa: SIM115
+            os.set_blocking(file.fileno(), True)  # a parent may have left it otherwise: then a pause looks like the end
+            return file
         except io.UnsupportedOperation:  # a stand-in without a descriptor, as notebooks and tests set
             return sys.stdin.buffer
     try:
@@ -66,11 +70,10 @@ class Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As io.RawIOBase."""
-        if self.unread:
-            size = min(len(buffer), len(self.unread))
-            buffer[:size], self.unread = self.unread[:size], self.unread[size:]
-        else:
-            size = cast("io.RawIOBase", self.raw).readinto(buffer) or 0
+        size = min(len(buffer), len(self.unread))
+        buffer[:size], self.unread = self.unread[:size], self.unread[size:]
+        if size < len(buffer):  # the head alone would be too little for whoever peeks
+            size += cast("io.RawIOBase", self.raw).readinto(memoryview(buffer)[size:]) or 0
         self.count(size)
         return size
 
@@ -161,20 +164,35 @@ class Lines:
         self.reader, self.label, self.encoding_errors = reader, label, encoding_errors
         self.number = 0
         self.offset = 0  # of the current line, in bytes from the beginning of the (decompressed) file
-        self.ahead: list[bytes] = []  # lines that look_like_json has read
+        self.ahead: list[bytes] = []  # lines that `look` has read
 
-    def look_like_json(self) -> bool:
-        """Whether the first byte that is not blank is a "{"."""
+    def look(self) -> str | None:
+        """The format that the first lines that are not blank are of: JSON lines, FASTA, FASTQ, or none of these."""
+        first = self._look_further()
+        if first.startswith(b"{"):
+            return "JSON lines"
+        if first.startswith((b">", b"@")) and SEQUENCE_LINE.fullmatch(self._look_further()):
+            if first.startswith(b">"):
+                return "FASTA"
+            if self._look_further().startswith(b"+"):
+                return "FASTQ"
+        return None
+
+    def _look_further(self) -> bytes:
+        """The next line that is not blank, stripped, without using it; b"" at the end."""
         while line := self.reader.readline(MAX_DOCUMENT_BYTES):
             self.ahead.append(line)
             if content := line.removeprefix(codecs.BOM_UTF8).strip():
-                return content.startswith(b"{")
-        return False
+                return content
+        return b""
+
+    def _looked_at(self) -> Iterator[bytes]:
+        while self.ahead:
+            yield self.ahead.pop(0)
 
     def __iter__(self) -> Iterator[str]:
-        ahead, self.ahead = self.ahead, []
         read_line = partial(self.reader.readline, MAX_DOCUMENT_BYTES)
-        for line in itertools.chain(ahead, iter(read_line, b"")):
+        for line in itertools.chain(self._looked_at(), iter(read_line, b"")):
             self.number += 1
             if len(line) == MAX_DOCUMENT_BYTES:
                 raise too_long(f"{self.label} line {self.number}")

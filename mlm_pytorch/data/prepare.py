@@ -28,9 +28,11 @@ from mlm_pytorch.data.encode import (
     hash_of,
     read_batches,
 )
+from mlm_pytorch.data.files import CorpusFile
 from mlm_pytorch.data.identity import identity_of
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.manifest import Manifest
+from mlm_pytorch.data.mixture import Mixture
 from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, building
 from mlm_pytorch.data.pieces import Cutting, LongDocuments
 from mlm_pytorch.data.progress import Meter, PrepareProgress
@@ -114,14 +116,15 @@ def prepare(
       documents fall on the same side.
     - `drop_duplicates`: of documents with the same text only the first is stored (one of `valid`, if there is one
       there). They are counted either way. Needs a pass over the corpus before the first shard.
+    - A file that is named twice is read once, and one that is also among `valid` is not trained on.
     - `workers`: encoding threads; None is one per CPU core. With `engine` "ray" a Ray cluster reads and encodes (see
       `encode_on_ray`).
-    - `notice` is told, in single lines, what a user should know at once: whether an interrupted preparation is
-      continued, and that the disk will be too small.
+    - `notice` is told, in single lines, what a user should know at once: which files are left out, whether an
+      interrupted preparation is continued, and that the disk will be too small.
 
     The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
     tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
-    wrong with the input, and leaves nothing then; OSError when the disk is full. A store that stands in `out` is
+    wrong with the input, and leaves nothing then, unless shards were complete already; OSError when the disk is full. A store that stands in `out` is
     replaced at the very end; anything else there is refused.
     """
     started = time.perf_counter()
@@ -135,6 +138,9 @@ def prepare(
         cutting.max_piece(tokenizer.special)  # fails early
         options["num_tokens"] = tokenizer.special.num_tokens
     corpora = {"train": _opened(corpus, options)} | ({} if valid is None else {"valid": _opened(valid, options)})
+    corpora = {split: _each_file_once(reader, notice) for split, reader in corpora.items()}
+    if "valid" in corpora:  # before the identity, which is of what is read
+        corpora["train"] = _without_held_out(corpora["train"], corpora["valid"], notice)
     vocabulary = [vocab_size, tokenizer_kind] if tokenizer is None else tokenizer.fingerprint
     identity = identity_of(corpora, vocabulary, [asdict(cutting), drop_duplicates, share])
     if drop_duplicates and any(reader.begins_again for reader in corpora.values()):
@@ -337,3 +343,52 @@ def _check_options(
 
 def _opened(corpus: Sequence[str | Path] | DocumentStream, options: Mapping[str, Any]) -> DocumentStream:
     return Corpus(corpus, **options) if isinstance(corpus, Sequence | str | Path) else corpus
+
+
+def _each_file_once(reader: DocumentStream, notice: Callable[[str], None]) -> DocumentStream:
+    """A corpus without the files that are among its paths a second time. The parts of a mixture may repeat files."""
+    if not isinstance(reader, Corpus) or len(reader.files) < 2:
+        return reader
+    places: set[str] = set()
+    files: list[CorpusFile] = []
+    again: list[CorpusFile] = []
+    for file in reader.files:
+        place = file.place
+        (again if place in places else files).append(file)
+        if place is not None:
+            places.add(place)
+    if not again:
+        return reader
+    notice(_of_files(again, "is named twice, so it is read once", "are named twice, so they are read once"))
+    return reader.of_files(files)
+
+
+def _without_held_out(train: DocumentStream, valid: DocumentStream, notice: Callable[[str], None]) -> DocumentStream:
+    """A corpus without the files that are held out: a folder may hold both. Where it has no others, it stays as it is.
+
+    Raises ValueError for a mixture, whose weights are given for all that its parts hold.
+    """
+    if not isinstance(train, Corpus | Mixture):  # what others write may read other documents of the same file
+        return train
+    held_out = {place for file in valid.files if (place := file.place) is not None}
+    both = [file for file in train.files if file.place in held_out]
+    if not both:
+        return train
+    if not isinstance(train, Corpus):
+        raise ValueError(
+            f"{both[0].label} is held out, but a part of the mixture too, which is trained on; move it out of that "
+            "part's folder, or hold out another file"
+        )
+    if len(both) == len(train.files):
+        rest = "trained on as well, so what is measured there says nothing about other text"
+        notice(_of_files(both, f"is held out and {rest}", f"are held out and {rest}"))
+        return train
+    notice(_of_files(both, "is held out, so it is not trained on", "are held out, so they are not trained on"))
+    return train.of_files([file for file in train.files if file.place not in held_out])
+
+
+def _of_files(files: Sequence[CorpusFile], one: str, several: str) -> str:
+    """A notice about files that stays one line however many there are."""
+    if len(files) == 1:
+        return f"{files[0].label} {one}"
+    return f"{files[0].label} and {len(files) - 1:,} more {several}"

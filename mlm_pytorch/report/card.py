@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mlm_pytorch.data.files import FORMAT_OF_SUFFIX, suffixes
 from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.encoder import PRESETS
 from mlm_pytorch.report.curves import AXES, HELD_OUT, TRAINING, parsed
@@ -23,7 +24,7 @@ _TAIL = 1 << 18  # bytes from the end of metrics.jsonl in which the newest resul
 _HUB = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
 _LARGEST_TOKENIZER = 1 << 24  # bytes
 _NOT_TEXT = re.compile(r"^(kmer|amino-acids)")
-_SEQUENCES = (".fasta", ".fa", ".fastq", ".fq", ".npy")
+_SEQUENCES = ("FASTA", "FASTQ", "NPY")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _file_name(entry: str) -> str:
 
 
 def _is_sequences(entries: list[str]) -> bool:
-    return any(_file_name(entry).removesuffix(".gz").removesuffix(".zst").endswith(_SEQUENCES) for entry in entries)
+    return any(FORMAT_OF_SUFFIX.get(suffixes(_file_name(entry))[0]) in _SEQUENCES for entry in entries)
 
 
 def _mask_token(export: Path) -> str:

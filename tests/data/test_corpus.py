@@ -8,6 +8,7 @@ import lzma
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm_pytorch.data.corpus import Corpus, Document, documents
+from mlm_pytorch.data.files import suffixes
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 COMPRESS = {
@@ -135,6 +137,39 @@ def test_folders_globs_and_order(tmp_path):
     assert texts(str(tmp_path / "b.txt")) == ["b.txt"]
 
 
+def test_links_in_folders_are_followed_once(tmp_path):
+    write(tmp_path / "corpus" / "a.txt", "a")
+    write(tmp_path / "corpus" / "sub" / "b.txt", "b")
+    write(tmp_path / "elsewhere" / "c.txt", "c")
+    for name, target in {
+        "linked": tmp_path / "elsewhere",
+        "sub/up": tmp_path / "corpus",
+        "sub2": tmp_path / "corpus" / "sub",
+        "round": tmp_path / "corpus" / "round",
+        "gone": tmp_path / "nowhere",
+        ".#a.txt": tmp_path / "nowhere",  # as Emacs leaves beside a file that it edits
+    }.items():
+        (tmp_path / "corpus" / name).symlink_to(target)
+    corpus = Corpus([tmp_path / "corpus"])
+    assert [document.text for document in corpus] == ["a", "c", "b"]
+    assert corpus.skipped_files == [tmp_path / "corpus" / "gone", tmp_path / "corpus" / "round"]
+    (tmp_path / "corpus" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(
+        ValueError, match=r"corpus/gone\.txt cannot be read \(No such file or directory\); check the path"
+    ):
+        Corpus([tmp_path / "corpus"])
+
+
+@pytest.mark.parametrize("name", ["a.warc.gz", "a.warc", "a.wet", "a.wat", "a.xml", "a.html", "a.htm"])
+def test_formats_that_are_not_read_are_refused_by_their_suffix(tmp_path, name):
+    path = write(tmp_path / name, "<p>")
+    message = rf"{name} has a format that is not read \({suffixes(name)[0]}\); convert it to \.jsonl, \.parquet or"
+    with pytest.raises(ValueError, match=message):
+        texts(path)
+    write(tmp_path / "b.txt", "b")
+    assert Corpus([tmp_path]).skipped_files == [path]
+
+
 def test_a_text_that_begins_almost_like_bzip2(tmp_path):
     assert texts(write(tmp_path / "a.txt", "BZh9 is a file")) == ["BZh9 is a file"]
 
@@ -176,6 +211,29 @@ def test_standard_input_text_json_and_compressed(monkeypatch, content, expected,
     with stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert list(documents(["-"])) == expected
+
+
+def test_standard_input_that_does_not_block_is_read_through_its_pauses(tmp_path, monkeypatch):
+    def send(pipe):
+        with os.fdopen(pipe, "wb", buffering=0) as out:
+            for line in (b"o", b"ne\ntwo\n", b"three\n"):
+                time.sleep(0.05)
+                out.write(line)
+
+    def standard_input():
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        threading.Thread(target=send, args=[writing]).start()
+        return os.fdopen(reading)
+
+    with standard_input() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert texts("-") == ["one", "two", "three"]
+    with standard_input() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        corpus = Corpus(["-"])
+        corpus.spool(tmp_path)
+        assert [document.text for document in corpus] == ["one", "two", "three"]
 
 
 def test_standard_input_that_is_closed_or_parquet(monkeypatch):
@@ -292,7 +350,7 @@ def test_missing_inputs(tmp_path):
         documents([tmp_path / "nowhere.txt"])
     with pytest.raises(ValueError, match=r"\*\.txt matches no file; check the pattern"):
         documents([tmp_path / "*.txt"])
-    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.arrow"):
+    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.a3m \.arrow"):
         documents([tmp_path])
     write(tmp_path / "a.log", "x")
     with pytest.raises(ValueError, match=r"holds only '\.log'; .* glob such as '.*/\*\*/\*\.log'"):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,19 @@ def test_json_arrays_hold_what_was_written_however_they_are_cut_into_chunks(valu
     content = json.dumps([{"text": value} for value in values], indent=indent, ensure_ascii=ascii).encode()
     reader = io.BufferedReader(io.BytesIO(content), chunk)
     assert [json.loads(value)["text"] for value in json_records._Values(reader, "a.json")] == values
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 200])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_json_is_told_by_more_than_its_first_bytes(tmp_path, size, pack):
+    blanks, member = " " * size, "x" * size
+    for content in (
+        f'{blanks}[{{"text": "a"}}]',
+        f'{{"{member}": 1,\n "text": "a"}}',
+        f'{blanks}{{"{member}": 1, "text": "a"}}\n',
+        f'{blanks}\n{{\n"text": "a"}}',
+    ):
+        assert texts(write(tmp_path / "a.json", pack(content.encode()))) == ["a"], content
 
 
 def test_lists_of_ids_in_json(tmp_path):
@@ -203,7 +217,13 @@ def test_csv_column_that_is_not_there(tmp_path):
 # -- FASTA and FASTQ ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fa.gz"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *[".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas", ".fsa", ".mfa", ".pep", ".a3m", ".unknown"],
+        *[".fa.gz", ".fas.bgz", ".unknown.gz"],
+    ],
+)
 def test_fasta(tmp_path, suffix):
     content = b">a some words\nACGT\nacgtNN\n\n; comment\n>empty\n>b\r\nMK*\r\nV-.\r\n"
     corpus = Corpus([write(tmp_path / f"a{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)])
@@ -217,6 +237,28 @@ def test_fastq(tmp_path):
     assert [document.text for document in corpus] == ["ACGT", "acgN"]
     assert corpus.empty_documents == 1
     assert texts(write(tmp_path / "a.fq.gz", gzip.compress(b"@r\r\nAC\r\n+\r\nII\r\n"))) == ["AC"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (">a x\nAC-*\nac\n", ["AC-*ac"]),
+        ("\n>a\r\n\r\nAC\r\n>b\nGT", ["AC", "GT"]),
+        ("\ufeff>a\nAC\n", ["AC"]),
+        ("@r\nACGT\n+\nIIII\n", ["ACGT"]),
+        ("> said she\nand so on\n", ["> said she", "and so on"]),  # quoted mail
+        (">a\n", [">a"]),
+        (">a\n>b\n", [">a", ">b"]),
+        ("@you\nhello\nthere\n", ["@you", "hello", "there"]),
+        ("@r\nAC GT\n+\nIIIII\n", ["@r", "AC GT", "+", "IIIII"]),
+    ],
+)
+def test_sequences_without_a_suffix_are_told_by_their_first_lines(tmp_path, monkeypatch, content, expected):
+    assert texts(write(tmp_path / "a.unknown", content)) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert texts("-") == expected
+    named = write(tmp_path / "a.txt", content)  # which says what it is
+    assert texts(named)[0][:1] in (">", "@")
 
 
 @settings(max_examples=30)
@@ -239,7 +281,7 @@ def test_fasta_holds_what_was_written(tmp_path_factory, sequences, width):
         (
             "a.fasta",
             ">a\nAC\nA1T\n",
-            r"a\.fasta line 3: '1' \(column 2\) is not of a sequence, which is made",
+            r"a\.fasta line 3: '1' \(column 2\) is not of a sequence, .*; repair it \(if the file is text, name",
         ),
         ("a.fasta", ">a\nAC GT\n", r"line 2: ' ' \(column 3\)"),
         ("a.fasta", ">a\nACÜ\n", r"line 2: 'Ü' \(column 3\)"),

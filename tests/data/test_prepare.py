@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -472,6 +473,91 @@ def test_valid_files(tokenizer, tmp_path):
     report = prepare([train], tmp_path / "store", tokenizer=tokenizer, valid=[held])
     assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat"])
     assert (report.valid_documents, report.empty_documents, report.documents) == (1, 1, 51)
+
+
+@pytest.mark.parametrize("engine", ["a folder", "a link", "URLs", "file and URL"])
+def test_valid_files_inside_the_corpus_are_not_trained_on(tokenizer, tmp_path, engine):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    train, held = write_jsonl(folder / "a.jsonl", sentences(50)), write_jsonl(folder / "valid.jsonl", ["the mat"])
+    corpus, valid = str(folder), str(held)
+    if engine == "a link":
+        valid = str(tmp_path / "linked.jsonl")
+        Path(valid).symlink_to(held)
+    elif engine == "URLs":
+        memory = fsspec.filesystem("memory")
+        for path in (train, held):
+            memory.pipe(f"/prepared/{path.name}", path.read_bytes())
+        corpus, valid = "memory://prepared", "memory://prepared/valid.jsonl"
+    elif engine == "file and URL":
+        valid = held.as_uri()
+    said: list[str] = []
+    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[valid], notice=said.append)
+    assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat"])
+    assert report.documents == 51 and len(said) == 1
+    assert re.fullmatch(r"\S*valid\.jsonl is held out, so it is not trained on", said[0])
+    if engine == "a folder":
+        (folder / "valid").mkdir()
+        held.rename(folder / "valid" / "a.jsonl")
+        write_jsonl(folder / "valid" / "b.jsonl", ["the dog"])
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[f"{folder}/valid"], notice=said.append)
+        assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat", "the dog"])
+        assert said[1].endswith("valid/a.jsonl and 1 more are held out, so they are not trained on")
+
+
+def test_a_preparation_that_leaves_files_out_is_continued(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "SHARD_PIECES", 5)
+    monkeypatch.setattr(encode, "BATCH_DOCUMENTS", 7)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    held = write_jsonl(folder / "a.jsonl", ["the mat", "the dog"])  # before the one that is interrupted
+    train = write_jsonl(folder / "b.jsonl", sentences(60))
+    options = {"tokenizer": tokenizer, "valid": [held]}
+    prepare([train], tmp_path / "expected", **options)
+
+    def interrupt(state):
+        if state.documents > 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([folder, train], tmp_path / "store", progress=interrupt, **options)
+    report = prepare([folder, train], tmp_path / "store", **options)
+    assert report.resumed_documents > 20
+    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
+
+
+def test_all_files_of_a_corpus_held_out(tokenizer, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
+    said: list[str] = []
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[corpus], notice=said.append)
+    assert splits(tmp_path / "store", tokenizer) == (sentences(5), sentences(5))
+    assert said == [
+        f"{corpus} is held out and trained on as well, so what is measured there says nothing about other text"
+    ]
+
+
+def test_valid_files_inside_a_mixture(tokenizer, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", sentences(5))
+    held = write_jsonl(folder / "b.jsonl", ["the mat"])
+    message = (
+        r"b\.jsonl is held out, but a part of the mixture too, which is trained on; move it out of that part's folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(Mixture([(str(folder), 1)]), tmp_path / "store", tokenizer=tokenizer, valid=[held])
+
+
+def test_a_file_named_twice_is_read_once(tokenizer, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    corpus = write_jsonl(folder / "wiki.jsonl", sentences(20))
+    said: list[str] = []
+    report = prepare([folder, corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0, notice=said.append)
+    assert report.documents == 20 and report.duplicate_documents == 0
+    assert said == [f"{corpus} is named twice, so it is read once"]
+    prepare([corpus] * 3, tmp_path / "store", tokenizer=tokenizer, valid_share=0, notice=said.append)
+    assert said[1] == f"{corpus} and 1 more are named twice, so they are read once"
 
 
 def test_nothing_held_out(tokenizer, tmp_path):

@@ -136,8 +136,8 @@ def test_folders_saved_by_datasets_elsewhere_and_inside_others(saved, memory, tm
     memory.put(str(saved / "splits"), "/splits", recursive=True)
     assert texts("memory://splits") == [f"row {i}" for i in range(10)]
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "data").symlink_to(saved / "one")  # a link to a folder is not entered, but may be named
-    assert texts(tmp_path) == ["first"]
+    (tmp_path / "data").symlink_to(saved / "one")
+    assert texts(tmp_path) == ["first", *(f"row {i}" for i in range(10))]
     assert len(texts(tmp_path / "data")) == 10
 
 

@@ -75,7 +75,7 @@ def _check_letters(line: str, lines: Lines, number: int | None = None) -> None:
     if odd := NO_LETTER.search(line):
         raise ValueError(
             f"{lines.label} line {number or lines.number}: {odd[0]!r} (column {odd.start() + 1}) is not of a sequence, "
-            "which is made of letters, * - and .; repair it"
+            "which is made of letters, * - and .; repair it (if the file is text, name it .txt)"
         )
 
 
