@@ -3,10 +3,14 @@
     write_journal: identity, state -> journal.npz     atomic, synced, without pickle
     read_journal:  journal.npz -> state               or the reason why there is nothing to go on from
 
+What lies beside the shards, such as a trained tokenizer, is compared with what it was: going on would end in the same
+error again and again.
+
 The identity is everything that decides about a store: the files with their sizes and times, the options, the
 tokenizer. A preparation with another one starts over.
 """
 
+import hashlib
 import json
 import os
 import zipfile
@@ -19,6 +23,7 @@ import numpy as np
 
 JOURNAL, WRITING = "journal.npz", "journal.npz.writing"
 FACTS = "facts"
+TOKENIZER, DUPLICATES = "tokenizer", "duplicates"  # folders beside the shards
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class State:
 
 def write_journal(folder: Path, identity: Mapping[str, Any], state: State, shards: Mapping[str, int]) -> None:
     """Replace the journal. `shards`: the complete files that belong to it, with their sizes."""
-    facts = json.dumps({"identity": identity, "shards": shards, "state": state.facts})
+    facts = json.dumps({"identity": identity, "shards": shards, "beside": _beside(folder), "state": state.facts})
     with (folder / WRITING).open("wb") as file:
         np.savez(file, allow_pickle=False, **{FACTS: np.frombuffer(facts.encode(), np.uint8)}, **state.arrays)
         file.flush()
@@ -67,10 +72,14 @@ def read_journal(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Stat
         content = json.loads(arrays.pop(FACTS).tobytes())
         before, shards, facts = content["identity"], content["shards"], content["state"]
         complete = all((folder / name).stat().st_size == size for name, size in shards.items())
+        beside, found = content.get("beside", {}), _beside(folder)
+        changed = [name for name, what in beside.items() if not _is_still(what, found.get(name))]
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         return None, None, f"what it left is damaged ({' '.join(str(error).split())})"
     if not complete:
         return None, None, "what it left is damaged (a shard is incomplete)"
+    if changed:
+        return None, None, f"what it left is damaged ({changed[0]} is missing or another)"
     if identity is None:
         return None, None, "standard input and other pipes cannot be read from the middle"
     now = json.loads(json.dumps(identity))  # tuples are lists there
@@ -78,3 +87,14 @@ def read_journal(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Stat
     if differing:
         return None, None, f"it was of another {' and another '.join(differing)}"
     return State(facts, arrays), frozenset(shards), ""
+
+
+def _beside(folder: Path) -> dict[str, str | int]:
+    """What a journal counts on beside its shards: the digests of a tokenizer's files, the sizes of logs, which grow."""
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob(f"{TOKENIZER}/*")}
+    sizes = {path: path.stat().st_size for path in folder.glob(f"{DUPLICATES}/*.bin")}
+    return {str(path.relative_to(folder)): what for path, what in {**digests, **sizes}.items()}
+
+
+def _is_still(before: str | int, now: str | int | None) -> bool:
+    return now >= before if isinstance(before, int) and isinstance(now, int) else now == before

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlm_pytorch.data.journal import JOURNAL, WRITING, State, read_journal, write_journal
+from mlm_pytorch.data.journal import DUPLICATES, JOURNAL, TOKENIZER, WRITING, State, read_journal, write_journal
 from mlm_pytorch.data.locks import lock_for
 from mlm_pytorch.data.manifest import LOCK, MANIFEST, partial_folder
 
-SPOOL, TOKENIZER, DUPLICATES = "spool", "tokenizer", "duplicates"
+SPOOL = "spool"
 WORKING_FOLDERS = (SPOOL, DUPLICATES)
 SHARD = re.compile(r"(train|valid)-\d{5,}\.arrow")
 OWN_NAMES = re.compile(
@@ -51,7 +51,9 @@ def building(
 
     It lies beside `out` (a rename cannot cross disks) and is locked while in use. What a preparation with the same
     identity left is taken up, anything else that one left is cleared, and `notice` is told which. When the block ends
-    with a ValueError nothing is left; with any other error what the last `save` named is kept.
+    with an error, what the last `keep` named stays, and nothing where there was none. So it is with a ValueError too: a
+    file that cannot be read for a while must not cost what was prepared before it, and one that was mended has another
+    identity.
 
     Raises ValueError when `out` holds anything but a store, or another process is writing it; OSError when the disk is
     full.
@@ -71,7 +73,8 @@ def building(
         yield building
         _put_in_place(partial, out, replaced)
     except ValueError:
-        building.shards = None
+        if building.shards is not None:
+            notice("stopped; the same command goes on from here, or starts over where its input has changed")
         raise
     except KeyboardInterrupt:
         if building.shards is not None:
@@ -85,7 +88,8 @@ def building(
             remedy = "free some space and give the same command again, which goes on from here"
         raise OSError(error.errno, f"the disk of {out.parent} is full; {remedy}") from None
     finally:
-        if partial.exists():
+        # Once the store is in place, another process may build its successor in a folder of this name.
+        if _is_locked_by(lock, partial):
             _trim(partial, building.shards, last=True)
         os.close(lock)
 
@@ -105,10 +109,19 @@ def _open_locked(out: Path, partial: Path, replaced: Path) -> int:
         raise ValueError(
             f"{out} cannot be written ({error.strerror}: {error.filename}); choose another place"
         ) from None
-    if not lock_for(out, lock):
+    # The second: another process has put its store in place since the lock was opened, and the folder with it.
+    if not lock_for(out, lock) or not _is_locked_by(lock, partial):
         os.close(lock)
         raise ValueError(f"{out} is being prepared by another process; wait for it or choose another place")
     return lock
+
+
+def _is_locked_by(lock: int, partial: Path) -> bool:
+    """Whether an open file is the lock of the folder that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(lock), (partial / LOCK).stat())
+    except OSError:
+        return False
 
 
 def _put_in_place(partial: Path, out: Path, replaced: Path) -> None:

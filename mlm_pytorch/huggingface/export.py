@@ -23,6 +23,11 @@ from mlm_pytorch.huggingface.folder import CONFIG, TIED, WEIGHTS
 from mlm_pytorch.huggingface.masked_lm import load_through_transformers, quiet
 from mlm_pytorch.tokens import SpecialTokens
 
+# Real pieces are read back from ids, so they went through the tokenizer's normalizer; this did not. Letters with
+# accents and of full width, a ligature, upper case, blanks of several kinds.
+PROBE = "ÉCOLE Ａﬁ  x\u00a0y\tZ"
+GENERIC_CLASS = "PreTrainedTokenizerFast"  # which takes tokenizer.json as it is, as no class of a model's own does
+TOKENIZER_CONFIG = "tokenizer_config.json"
 KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 TOLERANCE = 1e-3  # of a logit
 # What the check may compute: about 0.1 s on a core, less than a thousandth of a hundred steps for any model.
@@ -65,9 +70,13 @@ class CheckedExport:
         if not self.sample:
             raise ValueError("the sample holds no token; give the ids of a piece or two")
         self._good_tokenizer: bytes | None = None
+        self._as_generic = False
 
     def __call__(self, model: nn.Module, folder: Path) -> None:
         """Write `model` into `folder` and check it.
+
+        A tokenizer that the class named in its files would read otherwise is written as one of `GENERIC_CLASS`, where
+        that mends it.
 
         Raises:
             ValueError: weights that are not finite (nothing is written then), or an export that `check` refuses.
@@ -75,7 +84,30 @@ class CheckedExport:
         check_finite(model)
         write = export_encoder if isinstance(model, Encoder) else export_masked_lm
         write(model, self.special, folder, self.save_tokenizer)  # type: ignore[arg-type]
+        if self._as_generic:
+            make_generic(self.special, self.backend, folder)
+        elif _digest(folder) != self._good_tokenizer:
+            self._mend_tokenizer(folder)
         self.check(model, folder)
+
+    def _mend_tokenizer(self, folder: Path) -> None:
+        """Let `check` find what is wrong with a tokenizer, unless another class reads it right."""
+        path = folder / TOKENIZER_CONFIG
+        try:
+            check_tokenizer(self.special, self.backend, folder, self.sample)
+        except ValueError:
+            before = path.read_bytes() if path.is_file() else None
+            try:
+                make_generic(self.special, self.backend, folder)
+                check_tokenizer(self.special, self.backend, folder, self.sample)
+            except ValueError:
+                if before is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    path.write_bytes(before)
+                return
+            self._as_generic = True
+        self._good_tokenizer = _digest(folder)
 
     def check(self, model: nn.Module, folder: Path) -> float:
         """Compare what lies in `folder` with `model` and the tokenizer; return the largest difference of a logit.
@@ -157,6 +189,34 @@ def export_masked_lm(
     save_tokenizer(folder)
 
 
+def make_generic(special: SpecialTokens, backend: tokenizers.Tokenizer, folder: Path) -> None:
+    """Name `GENERIC_CLASS` as the class of a saved tokenizer, and the roles that its own class knows without a file.
+
+    Classes with a vocabulary of their own kind build normalizer and pre-tokenizer anew and drop those of
+    tokenizer.json, as RobertaTokenizer does with lower-casing.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded as it is, or its configuration is damaged.
+    """
+    path = folder / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object of JSON; copy or download it again")
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    ids = {"mask_token": special.mask_token_id, "pad_token": special.pad_token_id}
+    roles = {role: backend.id_to_token(id) for role, id in ids.items()}
+    for role, name in (roles | dict(_load_tokenizer(folder).special_tokens_map)).items():
+        # As an object: transformers would otherwise put a token that eats no blank in the place of tokenizer.json's.
+        if isinstance(name, str) and name in added:
+            token = added[name]
+            flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+            config[role] = {"__type": "AddedToken"} | {flag: getattr(token, flag) for flag in flags}
+        elif isinstance(name, str):
+            config[role] = name
+    config["tokenizer_class"] = GENERIC_CLASS
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 # -- checking ----------------------------------------------------------------------------------------------------------
 
 
@@ -169,10 +229,27 @@ def _digest(folder: Path) -> bytes:
     return digest.digest()
 
 
+def _load_tokenizer(folder: Path) -> Any:
+    """Through `transformers`; ValueError where that fails."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        message = f"the tokenizer in {folder} cannot be loaded by transformers ({reason}); {_remedy(folder)}"
+        raise ValueError(message) from None
+
+
+def _remedy(folder: Path) -> str:
+    return f"the tokenizer's files in {folder} are damaged or transformers reads them otherwise; prepare with another"
+
+
 def check_tokenizer(
     special: SpecialTokens, backend: tokenizers.Tokenizer, folder: Path, sample: Sequence[Sequence[int]]
 ) -> None:
-    """Load the tokenizer in `folder` through `transformers`, and compare it with `backend` on real pieces.
+    """Load the tokenizer in `folder` through `transformers`, and compare it with `backend` on real pieces, and on text
+    that no normalizer has seen.
 
     Args:
         special: what the vocabulary reserves.
@@ -183,14 +260,7 @@ def check_tokenizer(
     Raises:
         ValueError: a slow tokenizer, other special tokens, or ids or text that do not come out the same.
     """
-    from transformers import AutoTokenizer
-
-    again = f"the tokenizer's files in {folder} are damaged or transformers reads them otherwise; prepare with another"
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the tokenizer in {folder} cannot be loaded by transformers ({reason}); {again}") from None
+    again, loaded = _remedy(folder), _load_tokenizer(folder)
     if not loaded.is_fast:
         raise ValueError(f"{type(loaded).__name__} in {folder} is a slow tokenizer; {again}")
     expected = {"mask_token_id": special.mask_token_id, "pad_token_id": special.pad_token_id}
@@ -208,11 +278,25 @@ def check_tokenizer(
         if read != text:
             raise ValueError(f"{folder} decodes {some[:8]}… to {read[:60]!r} and not to {text[:60]!r}; {again}")
         half = len(text) // 2
-        for written in (text, f"{text[:half]} {mask} {text[half:]}"):
-            ours, theirs = backend.encode(written).ids, loaded(written, truncation=False, verbose=False)["input_ids"]
+        words = backend.decode(some)
+        for written in (text, f"{text[:half]} {mask} {text[half:]}", words.upper(), words.lower(), PROBE):
+            ours = _encoded(backend, written)
+            if ours is None:
+                continue
+            theirs = loaded(written, truncation=False, verbose=False)["input_ids"]
             if ours != theirs:
                 at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
                 raise ValueError(f"{folder} encodes {written[:60]!r}… to other ids, from token {at} on; {again}")
+
+
+def _encoded(backend: tokenizers.Tokenizer, text: str) -> list[int] | None:
+    """The ids of a text; None where it holds a word that is unknown to a vocabulary without a token for that."""
+    try:
+        return backend.encode(text).ids
+    except Exception as error:  # the Rust library's bare one
+        if type(error) is not Exception:
+            raise
+        return None
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ _BEFORE_BEGIN = (LOCK, *_OF_STORE, f".{CONFIG}.partial", _INTENDED)
 def run_folder(config: TrainConfig) -> Iterator[Path]:
     """Open the folder of a run, new or to be continued, and hold it for this process alone.
 
-    A run begins with `begin`. If the user's mistake ends it before, what was made for it is removed again; if anything
-    else does, such as Ctrl-C or a full disk, a preparation that can be continued stays, and a finished store.
+    A run begins with `begin`. If something ends it before, a preparation that can be continued stays, and a finished
+    store as well, unless it was the user's mistake; all else that was made for it is removed again.
 
     Raises:
         ValueError: the folder holds something else, another run, or is in use.

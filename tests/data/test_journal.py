@@ -246,12 +246,73 @@ def test_a_damaged_journal_starts_over(interrupted, damage):
     assert "was interrupted, but what it left is damaged (" in notices[0]
 
 
-def test_wrong_input_leaves_nothing(interrupted, corpus, tmp_path):
+def test_wrong_input_before_the_first_shard_leaves_nothing(interrupted, corpus, tmp_path):
     command, _, _ = interrupted
-    (corpus / "2.jsonl").write_text("{")
+    (corpus / "0.jsonl").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         command()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "valid.txt"]
+
+
+def test_a_file_that_cannot_be_read_for_a_while_costs_nothing(tokenizer, corpus, tmp_path, small_shards, monkeypatch):
+    notices, out = [], tmp_path / "store"
+    read = Corpus._read
+
+    def stale(self, file):
+        if file.source == "2.jsonl":
+            raise ValueError(f"{file.label} cannot be read (Stale file handle); check the path and its permissions")
+        return read(self, file)
+
+    for _ in range(2):  # and again, without a new shard in between
+        with monkeypatch.context() as patch:
+            patch.setattr(Corpus, "_read", stale)
+            with pytest.raises(ValueError, match="cannot be read"):
+                prepare([corpus], out, tokenizer=tokenizer, notice=notices.append)
+        assert notices[-1] == "stopped; the same command goes on from here, or starts over where its input has changed"
+    assert prepare([corpus], out, tokenizer=tokenizer).resumed_documents > 30
+    prepare([corpus], tmp_path / "expected", tokenizer=tokenizer)
+    assert contents(out) == contents(tmp_path / "expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "expected", "store", "valid.txt"]
+
+
+def test_wrong_input_that_was_mended_starts_over(tokenizer, corpus, tmp_path, small_shards):
+    notices, right = [], (corpus / "2.jsonl").read_text()
+    (corpus / "2.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    (corpus / "2.jsonl").write_text(right)
+    assert prepare([corpus], tmp_path / "store", tokenizer=tokenizer, notice=notices.append).resumed_documents == 0
+    assert notices[0].endswith("it was of another corpus")
+
+
+def test_a_finished_preparation_leaves_its_successors_folder_alone(tokenizer, corpus, tmp_path, monkeypatch):
+    """Another process may begin as soon as the store is in place."""
+    put, successor = partial._put_in_place, tmp_path / ".store.partial"
+
+    def put_and_begin_another(*arguments):
+        put(*arguments)
+        successor.mkdir()
+        for name in (manifest.LOCK, "train-00000.arrow"):
+            (successor / name).touch()
+
+    monkeypatch.setattr(partial, "_put_in_place", put_and_begin_another)
+    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert sorted(path.name for path in successor.iterdir()) == [manifest.LOCK, "train-00000.arrow"]
+
+
+def test_a_folder_that_was_put_in_place_while_its_lock_was_awaited(tokenizer, corpus, tmp_path, monkeypatch):
+    successor = tmp_path / ".store.partial"
+
+    def lock_late(*_):
+        shutil.rmtree(successor)
+        successor.mkdir()
+        (successor / "train-00000.arrow").touch()
+        return True
+
+    monkeypatch.setattr(partial, "lock_for", lock_late)
+    with pytest.raises(ValueError, match="store is being prepared by another process; wait for it or choose another"):
+        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
+    assert [path.name for path in successor.iterdir()] == ["train-00000.arrow"]
 
 
 def test_pipes_start_over(tmp_path, small_shards, tokenizer, monkeypatch):
@@ -272,9 +333,18 @@ def test_a_damaged_trained_tokenizer(corpus, tmp_path, small_shards):
         prepare([corpus], tmp_path / "store", vocab_size=280, progress=interrupt_after(3))
     saved = tmp_path / ".store.partial" / "tokenizer" / "tokenizer.json"
     saved.write_text(saved.read_text().replace('"lstrip": true', '"lstrip": false'))
-    with pytest.raises(ValueError, match="is not what was trained before; give the same command again to start over"):
-        prepare([corpus], tmp_path / "store", vocab_size=280)
-    prepare([corpus], tmp_path / "store", vocab_size=280)
+    notices = []
+    assert prepare([corpus], tmp_path / "store", vocab_size=280, notice=notices.append).resumed_documents == 0
+    assert notices[0].endswith("what it left is damaged (tokenizer/tokenizer.json is missing or another)")
+    prepare([corpus], tmp_path / "expected", vocab_size=280)
+    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
+
+
+def test_a_log_that_lost_its_end_starts_over(interrupted):
+    command, notices, folder = interrupted
+    (folder / "duplicates" / "texts.bin").write_bytes(b"x")
+    assert command().resumed_documents == 0
+    assert notices[0].endswith("what it left is damaged (duplicates/texts.bin is missing or another)")
 
 
 def test_opening_a_store_that_is_being_prepared(corpus, tokenizer, tmp_path):

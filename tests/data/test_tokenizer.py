@@ -331,3 +331,34 @@ def test_spans_say_which_characters_a_token_stands_for(trained):
     ids, spans = trained.encode_spans(text, understood=True)
     start, end = spans[ids.index(trained.special.mask_token_id)]
     assert text[start:end].strip() == "[MASK]"
+
+
+@pytest.mark.parametrize("model", ["bpe", "words", "unigram", "wordpiece"])
+@pytest.mark.parametrize("added", [True, False])
+def test_a_corpus_cannot_write_a_mask_that_is_not_flagged_special(tmp_path, model, added):
+    """One that is an added token without the flag, or lies in the vocabulary alone, with a name in the config."""
+    names = ["[PAD]", "[UNK]", "[MASK]"]
+    tokens = [*names, *"[]ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    models_by_name = {
+        "bpe": lambda: models.BPE(vocabulary, [], unk_token="[UNK]"),
+        "words": lambda: models.WordLevel(vocabulary, unk_token="[UNK]"),
+        "unigram": lambda: models.Unigram([(token, -1.0) for token in tokens], 1),
+        "wordpiece": lambda: models.WordPiece(vocabulary, unk_token="[UNK]"),
+    }
+    backend = Backend(models_by_name[model]())
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if added:
+        backend.add_tokens(["[MASK]", "plain"])
+    config = dict(zip(("pad_token", "unk_token", "mask_token"), names, strict=True))
+    loaded = load_tokenizer(save_backend(tmp_path, backend, config))
+    assert loaded.special.mask_token_id == 2
+    texts = ["[MASK] A [MASK][MASK] [PAD]", "A[MASK]B", "A B"]
+    ids = loaded.encode_batch(texts)
+    assert not {0, 2} & set(chain(*ids))
+    assert ids[0].count(3) == (4 if model in ("bpe", "unigram") else 0)  # else a word that the vocabulary lacks
+    assert ids[2] == [5, 6]
+    assert not {0, 2} & set(loaded.encode_arrays(texts)[0].tolist())
+    if added:
+        assert backend.token_to_id("plain") in loaded.encode_batch(["A plain B"])[0]
+        assert 2 in loaded.encode("A [MASK] B")

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -19,7 +21,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.huggingface import CheckedExport, export_encoder, load_encoder, load_masked_lm
 
@@ -226,3 +228,140 @@ def test_an_unchanged_tokenizer_is_read_once(exported, monkeypatch):
 def test_a_sample_must_hold_something():
     with pytest.raises(ValueError, match="the sample holds no token"):
         checked(sample=[[]])
+
+
+# -- tokenizers that transformers would read otherwise -----------------------------------------------------------------
+
+ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def byte_level(folder: Path, normalizer=None, **config) -> Path:
+    """A folder in RoBERTa's form, as published ones are."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=ROBERTA, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(TEXTS * 20, trainer)
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return saved_backend(folder, backend, config)
+
+
+def word_pieces(folder: Path, lowercase: bool, **config) -> Path:
+    """A folder in BERT's form."""
+    pieces = {token: id for id, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ":
+        pieces |= {letter: len(pieces), f"##{letter}": len(pieces) + 1}
+    backend = tokenizers.Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return saved_backend(folder, backend, config)
+
+
+def saved_backend(folder: Path, backend, config) -> Path:
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def dropped_normalizer(folder: Path) -> Path:
+    both = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    return byte_level(
+        folder, both, tokenizer_class="RobertaTokenizerFast", mask_token="<mask>", pad_token="<pad>", mine=1
+    )
+
+
+def export_with(folder: Path, out: Path, architecture: str = ""):
+    """The tokenizer in `folder`, and the export that was written with it. For a ModernBERT, which the encoder is,
+    transformers heeds no class; for others it takes the one of the tokenizer's files, or the one of the architecture.
+    """
+    if not architecture:
+        architecture = "bert" if "WordPiece" in (folder / "tokenizer.json").read_text() else "roberta"
+    loaded = load_tokenizer(folder)
+    sample = loaded.encode_batch([" ".join(TEXTS * 8), "more words"])
+    model = encoder() if architecture == "encoder" else ARCHITECTURES[architecture]()
+    export = CheckedExport(loaded.special, loaded.backend, loaded.save, sample)
+    export(model, out)
+    return loaded, model, export
+
+
+READ_OTHERWISE = {
+    "a normalizer that RobertaTokenizer drops": dropped_normalizer,
+    "roles that only the class knows": lambda f: byte_level(
+        f, normalizers.Lowercase(), tokenizer_class="RobertaTokenizer"
+    ),
+    "lower case, against the configuration": lambda f: word_pieces(
+        f, lowercase=True, tokenizer_class="BertTokenizer", do_lower_case=False
+    ),
+    "case kept, against the configuration": lambda f: word_pieces(
+        f, lowercase=False, tokenizer_class="BertTokenizer", do_lower_case=True
+    ),
+}
+
+
+@pytest.mark.parametrize("make", READ_OTHERWISE.values(), ids=READ_OTHERWISE)
+def test_a_normalizer_that_transformers_would_drop_is_kept(tmp_path, make):
+    loaded, model, export = export_with(make(tmp_path / "source"), tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    mask = loaded.backend.id_to_token(loaded.special.mask_token_id)
+    for text in ("SOME Words", "some words", "ÉCOLE Ａﬁ  x\u00a0y\tZ", f"the {mask} of"):
+        assert theirs(text)["input_ids"] == loaded.encode(text)
+    own = json.loads((tmp_path / "source" / "tokenizer_config.json").read_text())
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and config.get("mine") == own.get("mine")
+    before = (tmp_path / "out" / "tokenizer_config.json").read_bytes()
+    export(model, tmp_path / "out")  # a later checkpoint
+    assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == before
+
+
+def test_roles_that_only_the_class_knows_are_written_for_a_model_that_heeds_no_class(tmp_path):
+    source = word_pieces(tmp_path / "source", lowercase=True, tokenizer_class="BertTokenizer")
+    export_with(source, tmp_path / "out", "encoder")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: byte_level(f, tokenizer_class="RobertaTokenizerFast", mask_token="<mask>", pad_token="<pad>"),
+        lambda f: byte_level(f, tokenizer_class="RobertaTokenizer"),
+        lambda f: word_pieces(f, lowercase=True, tokenizer_class="BertTokenizer", do_lower_case=True),
+        lambda f: word_pieces(f, lowercase=False, tokenizer_class="BertTokenizer", do_lower_case=False),
+    ],
+)
+def test_a_tokenizer_that_transformers_reads_right_keeps_its_files(tmp_path, make):
+    export_with(make(tmp_path / "source"), tmp_path / "out")
+    for path in (tmp_path / "source").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_tokenizer_that_no_class_mends_is_refused_with_its_own_files(tmp_path):
+    source = byte_level(tmp_path / "source", tokenizer_class="RobertaTokenizer", mask_token="<mask>", pad_token="<pad>")
+    loaded = load_tokenizer(source)
+
+    def save(folder):
+        loaded.save(folder)
+        changed_backend(folder, lambda content: content.update(normalizer={"type": "Lowercase"}))
+        changed_config(folder, tokenizer_class="PreTrainedTokenizerFast")
+
+    sample = loaded.encode_batch(["more words"])
+    export = CheckedExport(loaded.special, loaded.backend, save, sample)
+    with pytest.raises(
+        ValueError, match=r"encodes 'MORE WORDS'… to other ids, from token 1 on; .*prepare with another"
+    ):
+        export(encoder(), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["mask_token"] == "<mask>"
+
+
+def test_a_vocabulary_without_a_token_for_unknown_words_is_no_false_alarm(tmp_path):
+    numbers = tokenizer_for_ids(320, mask_token_id=4, pad_token_id=0)
+    export = CheckedExport(numbers.special, numbers.backend, numbers.save, [[7, 9, 11], [12, 13]])
+    export(encoder(), tmp_path / "out")

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +60,7 @@ class Tokenizer:
     def _corpus_backend(self) -> tokenizers.Tokenizer:
         """A copy to which "[MASK]" in a text is six characters: a corpus must not be able to write special tokens."""
         content = json.loads(self.backend.to_str())
-        _hide_special_tokens(content)
+        _hide_special_tokens(content, self.special.ids)
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         backend.encode_special_tokens = True
         return backend
@@ -198,21 +198,28 @@ def _explained(tokenizer: Tokenizer) -> Iterator[None]:
         ) from None
 
 
-def _hide_special_tokens(content: dict[str, Any]) -> None:
+def _hide_special_tokens(content: dict[str, Any], special_ids: Container[int]) -> None:
     """Rename the special tokens of a tokenizer.json's model, which may find them in a text like any other token.
 
     Unigram and WordLevel do, and WordPiece where nothing cuts at brackets; BPE makes tokens by merging only.
+
+    Special is what has such a role, too: a mask may be an added token without the flag, or lie in the vocabulary alone.
     """
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in special_ids
     model = content["model"]
     vocabulary = model.get("vocab")
     if model.get("type") not in ("Unigram", "WordLevel", "WordPiece") or not vocabulary:
         return
     names = {token["content"] for token in content["added_tokens"] if token["special"]}
     if model["type"] == "Unigram":
-        names &= {token for token, _ in vocabulary}
+        ids = {token: id for id, (token, _) in enumerate(vocabulary)}
+    else:
+        ids = vocabulary
+    names = {token for token, id in ids.items() if token in names or id in special_ids}
+    if model["type"] == "Unigram":
         model["vocab"] = [[UNWRITABLE + token if token in names else token, score] for token, score in vocabulary]
     else:
-        names &= set(vocabulary)
         model["vocab"] = {UNWRITABLE + token if token in names else token: id for token, id in vocabulary.items()}
         if model["unk_token"] in names:
             model["unk_token"] = UNWRITABLE + model["unk_token"]
