@@ -124,8 +124,8 @@ def prepare(
 
     The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
     tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
-    wrong with the input, and leaves nothing then, unless shards were complete already; OSError when the disk is full. A store that stands in `out` is
-    replaced at the very end; anything else there is refused.
+    wrong with the input, and leaves nothing then, unless shards were complete already; OSError when the disk is full.
+    A store that stands in `out` is replaced at the very end; anything else there is refused.
     """
     started = time.perf_counter()
     if valid is not None and valid_share is not None:
