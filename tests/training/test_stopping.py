@@ -46,11 +46,11 @@ def test_the_echo_of_a_signal_is_no_second_one():
 
 
 def test_a_closed_terminal_stops_too_unless_that_is_ignored():
-    before = signal.getsignal(signal.SIGHUP)
-    with Stopping() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.reason == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with Stopping() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason == "SIGHUP"
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
         with Stopping() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
