@@ -17,6 +17,7 @@ from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation.fill import Candidate, likeliest, masked_probabilities, masks_understood, token_text
 from mlm_pytorch.evaluation.pseudo_likelihood import BATCH_TOKENS
 from mlm_pytorch.evaluation.rows import row_logits
+from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.play.words import Span, trim, words_of
 
 Kind = Literal["word", "mask", "unknown", "bare"]
@@ -261,10 +262,8 @@ def token_surprises(
         row[shift + index - start : shift + stop - start] = special.mask_token_id
     column_R = torch.tensor([shift + index - start for start, (_, index) in zip(starts, rows, strict=True)])
     target_R = torch.tensor([reading.ids[index] for _, index in rows], device=device)
-    was_training = model.training
-    model.eval()
-    logits_RV = row_logits(model)(ids_RL.to(device), column_R.to(device)).float()
-    model.train(was_training)
+    with evaluating(model):
+        logits_RV = row_logits(model)(ids_RL.to(device), column_R.to(device)).float()
     nats_R = (logits_RV.logsumexp(1) - logits_RV.gather(1, target_R[:, None]).squeeze(1)).tolist()
     if not all(map(math.isfinite, nats_R)):
         raise ValueError(f"the logits of {opened.folder} are not finite; it is damaged or did not train well")

@@ -201,15 +201,12 @@ def _predicted(
 ) -> tuple[list[float], list[list[tuple[int, float]]]]:
     """The probability of each of K originals, and of the likeliest ids there; special tokens are no candidates."""
     device = next(model.parameters()).device
-    with evaluating(model):
-        moved, own = masked.to(device), getattr(model, "logits_at", None)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            if own is None:
-                logits_KV = pack_logits(model, find_head(model), moved)
-            else:
-                logits_KV = own(
-                    moved.positions, moved.input_ids, cu_seqlens=moved.cu_seqlens, max_seqlen=moved.max_seqlen
-                )
+    moved, own = masked.to(device), getattr(model, "logits_at", None)
+    with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        if own is None:
+            logits_KV = pack_logits(model, find_head(model), moved)
+        else:
+            logits_KV = own(moved.positions, moved.input_ids, cu_seqlens=moved.cu_seqlens, max_seqlen=moved.max_seqlen)
     logits_KV = logits_KV.float()[:, : len(is_special)].masked_fill(is_special.to(device), float("-inf"))
     shares_KV = logits_KV.softmax(-1)
     best, ids = shares_KV.topk(min(TOP_K, shares_KV.shape[1]))

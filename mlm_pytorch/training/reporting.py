@@ -72,7 +72,7 @@ class Reporter:
         self._metrics: MetricsFile | None = None  # open while running
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # seconds and packs of each step, pauses apart
         self._taken = self._held_up = 0.0  # seconds of this sitting, in steps and in pauses
-        self._in_a_row: list[tuple[float, int]] = []  # steps that were held up, one after the other
+        self._in_a_row: list[tuple[float, int, float]] = []  # steps held up one after the other: also by how much
         self._last: dict[str, Any] = {}
         self._drawn = self._shown = 0.0
 
@@ -118,24 +118,20 @@ class Reporter:
         What a pause takes is spread over the whole sitting: within the last steps alone it would pass for their pace,
         and a time budget for nearly spent.
         """
-        held_up = False
+        pause = 0.0
         if len(self._recent) >= STEPS_SEEN:
             usual = packs * median(each / size for each, size in self._recent)
-            held_up = seconds > HELD_UP * usual
-            if held_up:
-                self._in_a_row.append((seconds, packs))
-                self._held_up += seconds - usual
-                seconds = usual
-        self._taken += seconds
-        self._recent.append((seconds, packs))
-        if not held_up:
-            self._in_a_row.clear()
-        elif len(self._in_a_row) == STEPS_SEEN:
-            excess = sum(each for each, _ in self._in_a_row) - sum(each for each, _ in list(self._recent)[-STEPS_SEEN:])
+            pause = seconds - usual if seconds > HELD_UP * usual else 0.0
+        self._held_up += pause
+        self._taken += seconds - pause
+        self._recent.append((seconds - pause, packs))
+        self._in_a_row = [*self._in_a_row, (seconds, packs, pause)] if pause else []
+        if len(self._in_a_row) == STEPS_SEEN:
+            excess = sum(pause for _, _, pause in self._in_a_row)
             self._held_up, self._taken = self._held_up - excess, self._taken + excess
             self._recent.clear()
-            self._recent.extend(self._in_a_row)
-            self._in_a_row.clear()
+            self._recent.extend((seconds, packs) for seconds, packs, _ in self._in_a_row)
+            self._in_a_row = []
 
     @property
     def seconds_per_pack(self) -> float | None:
