@@ -27,11 +27,12 @@ from mlm_pytorch.masking import flat_scores, select_tokens
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
 from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.training.device import native_precision
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.optimizer import build_optimizers
 from mlm_pytorch.training.parallel import Parallel
-from mlm_pytorch.training.step import StepResult, TrainingStep, native_precision
+from mlm_pytorch.training.step import StepResult, TrainingStep
 
 VOCABULARY = 50_368
 SPECIAL = SpecialTokens(VOCABULARY, mask_token_id=4, pad_token_id=3, ids=(0, 1, 2, 3, 4), prefix=(0,), suffix=(1,))

@@ -31,10 +31,11 @@ from mlm_pytorch.data.batches import PADDED, Reader  # noqa: E402
 from mlm_pytorch.data.tokenizer import load_tokenizer  # noqa: E402
 from mlm_pytorch.objective.packs import PackMasker  # noqa: E402
 from mlm_pytorch.objective.padded import inspect_rows, mask_padded, padded_loss  # noqa: E402
+from mlm_pytorch.training.device import native_precision  # noqa: E402
 from mlm_pytorch.training.distributed import World  # noqa: E402
 from mlm_pytorch.training.optimizer import build_optimizers  # noqa: E402
 from mlm_pytorch.training.parallel import Parallel  # noqa: E402
-from mlm_pytorch.training.step import TrainingStep, native_precision  # noqa: E402
+from mlm_pytorch.training.step import TrainingStep  # noqa: E402
 
 DATA = ROOT.parent / "shared/data/mix10m"
 WIDTH, LAYERS, HEADS, LENGTH, ROWS, DOCUMENTS = 256, 4, 4, 256, 16, 4000

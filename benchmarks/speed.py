@@ -30,11 +30,12 @@ from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
+from mlm_pytorch.training.device import native_precision
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Batch, Feed
 from mlm_pytorch.training.optimizer import build_optimizers
 from mlm_pytorch.training.parallel import Parallel
-from mlm_pytorch.training.step import StepResult, TrainingStep, native_precision
+from mlm_pytorch.training.step import StepResult, TrainingStep
 
 CORPUS = Path(__file__).parents[2] / "shared" / "data" / "mix10m"
 ROUNDS = 3

@@ -26,9 +26,9 @@ from mlm_pytorch.evaluation.probe import Task, probe, read_task
 from mlm_pytorch.masking.words import derive_words
 from mlm_pytorch.tokens import WordTable
 from mlm_pytorch.training.config import TrainConfig
+from mlm_pytorch.training.device import native_precision
 from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.run import CONFIG, STORE
-from mlm_pytorch.training.step import native_precision
 
 EVALUATION_PACK = 4096  # tokens computed at a time
 

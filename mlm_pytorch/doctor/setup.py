@@ -9,7 +9,8 @@ import torch
 from mlm_pytorch.doctor.findings import Finding
 from mlm_pytorch.encoder import EncoderConfig
 from mlm_pytorch.encoder.blocks import BUCKET_STEP, LONGEST_KEPT, WEIGHTS_KEPT
-from mlm_pytorch.training.step import autocast_dtype, native_precision
+from mlm_pytorch.training.device import native_precision
+from mlm_pytorch.training.step import autocast_dtype
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mlm_pytorch.report.curves import HELD_OUT, TRAINING, Curves, axis_and_value
 from mlm_pytorch.report.facts import RunFacts, command, read_run, version
 from mlm_pytorch.report.learned import Learned, count_sample, look
 from mlm_pytorch.tokens import WordTable
-from mlm_pytorch.training.step import native_precision
+from mlm_pytorch.training.device import native_precision
 
 HELD_OUT_TOKENS = 1 << 16  # predicted from by default: about ten thousand targets
 SAMPLES = 6

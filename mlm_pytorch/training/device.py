@@ -1,4 +1,4 @@
-"""Which device a run is on, and how much memory is free there."""
+"""Which device a run is on, what it multiplies natively, and how much memory is free there."""
 
 import os
 from pathlib import Path
@@ -31,6 +31,16 @@ def find_device(name: str = "auto") -> torch.device:
         others += ["mps"] * torch.backends.mps.is_available()
         raise ValueError(f"--device {name} is not there; this machine has {', '.join(['cpu', *others])}")
     return torch.device(name)
+
+
+def native_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies it natively, None (float32) elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return torch.bfloat16 if any(getattr(torch.cpu, name, lambda: False)() for name in checks) else None
+    return None
 
 
 def why_not_compiled(device: torch.device) -> str | None:

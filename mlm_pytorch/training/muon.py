@@ -17,28 +17,31 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from mlm_pytorch.training.device import native_precision
+
 # The quintic's coefficients, chosen there for the steepest slope at zero.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Push the singular values of each matrix (N, rows, columns), rows <= columns, to about one, in bfloat16.
+    """Push the singular values of each matrix (N, rows, columns), rows <= columns, to about one; returns bfloat16.
 
     Five steps of a Newton-Schulz iteration: no decomposition, only matrix products. Singular values end between about
-    0.7 and 1.2, which serves as well as exactly one.
+    0.7 and 1.2, which serves as well as exactly one. The products are bfloat16's where the hardware has them: emulated,
+    they took half of a training step of `nano` on a CPU without.
 
     Example:
         >>> spread = torch.linalg.svdvals(orthogonalize(torch.randn(2, 16, 32)).float())
         >>> bool((spread > 0.3).all() and (spread < 1.6).all())
         True
     """
-    x = matrices.bfloat16()
+    x = matrices.bfloat16().to(native_precision(matrices.device) or torch.float32)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return x
+    return x.bfloat16()
 
 
 class Muon(torch.optim.Optimizer):

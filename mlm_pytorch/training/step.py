@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.training.device import native_precision
 from mlm_pytorch.training.distributed import Agreement, whole
 from mlm_pytorch.training.guards import is_finite
 from mlm_pytorch.training.micro_batches import MicroBatches, is_out_of_memory
@@ -76,16 +77,6 @@ class StepResult:
     def accuracy(self) -> float:
         """Share of targets that were right."""
         return int(self.num_correct) / max(1, self.num_targets)
-
-
-def native_precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively, None (float32) elsewhere."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return torch.bfloat16 if any(getattr(torch.cpu, name, lambda: False)() for name in checks) else None
-    return None
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

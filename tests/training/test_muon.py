@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlm_pytorch.training.muon import Muon, orthogonalize
 
@@ -14,6 +15,33 @@ def test_orthogonalize_keeps_the_directions_and_levels_the_sizes():
     assert (leveled > 0.5).all() and (leveled < 1.4).all()
     rest = u.mT @ got @ v.mT - torch.diag_embed(leveled)
     assert rest.abs().max() < 0.1
+
+
+class Products(TorchDispatchMode):
+    """Notes the type of each matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if "mm" in str(func):
+            self.types.append(out.dtype)
+        return out
+
+
+@pytest.mark.parametrize("native", [torch.bfloat16, None])
+def test_products_are_bfloat16_only_where_the_hardware_multiplies_it(native, monkeypatch):
+    monkeypatch.setattr("mlm_pytorch.training.muon.native_precision", lambda device: native)
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 40)
+    with Products() as products:
+        got = orthogonalize(matrices)
+    assert set(products.types) == {native or torch.float32}
+    assert got.dtype is torch.bfloat16  # what processes send each other is the same everywhere
+    monkeypatch.setattr("mlm_pytorch.training.muon.native_precision", lambda device: None)
+    torch.testing.assert_close(got.float(), orthogonalize(matrices).float(), atol=0.03, rtol=0.05)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 16), (16, 40)])

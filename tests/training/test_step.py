@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_trainer import trainer
 
-from mlm_pytorch.training.step import autocast_dtype, native_precision
+from mlm_pytorch.training.device import native_precision
+from mlm_pytorch.training.step import autocast_dtype
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999999, 1.0, 1.000001, 3.0])
