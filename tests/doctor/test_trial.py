@@ -159,7 +159,8 @@ def test_a_tokenizer_larger_than_the_model(setup):
 
 @pytest.mark.parametrize("native", [None, torch.bfloat16])
 def test_precision(setup, monkeypatch, native):
-    monkeypatch.setattr("mlm_pytorch.doctor.setup.native_precision", lambda device: native)
+    for module in ("doctor.setup", "training.step"):
+        monkeypatch.setattr(f"mlm_pytorch.{module}.native_precision", lambda device: native)
     levels = {
         name: next(f for f in check_setup(replace(setup, precision=name)) if f.check == "precision").level
         for name in ("auto", "bf16", "float32")
