@@ -70,6 +70,7 @@ def trainer(folder: Path, world: World, **changes: Any) -> Trainer:
         folder,
         lr=1e-2,
         tokens_per_epoch=2000,
+        store_fingerprint="counting",
         evaluate=evaluate,
         export=save,
         load=load,

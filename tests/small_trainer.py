@@ -74,6 +74,7 @@ def trainer(
         folder,
         lr=1e-2,
         tokens_per_epoch=2000,
+        store_fingerprint="counting",
         evaluate=evaluate,
         export=export or save,
         load=load,

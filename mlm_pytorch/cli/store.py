@@ -46,7 +46,14 @@ def open_store(
             f"process {world.rank} on {socket.gethostname()} does not see {path}, which the first process prepared; "
             "put --out on a file system that all machines share"
         )
-    return TokenStore.open(path), extensions[0] if extensions else _extension_again(config, start)
+    store = TokenStore.open(path)
+    extension = extensions[0] if extensions else _extension_again(config, start)
+    if extension is not None and extension.tokenizer.fingerprint != store.tokenizer_fingerprint:
+        raise ValueError(
+            f"{path} was prepared from another text than the corpus now holds, to which --extend-vocabulary "
+            f"{config.extend_vocabulary} would add other tokens; remove {folder}, or choose another --out"
+        )
+    return store, extension
 
 
 def _store(config: TrainConfig, start: Start | None, folder: Path, display: Display) -> tuple[Path, Extension | None]:

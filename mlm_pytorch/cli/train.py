@@ -169,6 +169,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
         folder,
         lr=config.lr,
         tokens_per_epoch=store.num_tokens + len(store) * (len(special.prefix) + len(special.suffix)),
+        store_fingerprint=store.fingerprint,
         evaluate=measure(lambda: list(sequential_packs(valid, pack_tokens, VALID_PIECES))) if valid else None,
         keep=measure(lambda: kept) if kept else None,
         measure_first=config.model not in PRESETS,

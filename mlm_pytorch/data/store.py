@@ -101,6 +101,12 @@ class TokenStore:
         """Where the tokenizer lies that made the ids."""
         return self.folder / "tokenizer"
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for stores of the same pieces in the same order by the same tokenizer: 64 hexadecimal digits."""
+        parts = [self.tokenizer_fingerprint, str(self.seq_len), *(shard.sha256 for shard in self._shards)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     def piece(self, index: int) -> np.ndarray:
         """The token ids of a piece, without framing: a read-only (length,) view of the file, uint16 or uint32."""
         shard, local = self._locate(index)

@@ -81,6 +81,7 @@ class Trainer:
         folder: the run's folder, for checkpoints and metrics.
         lr: peak learning rate.
         tokens_per_epoch: tokens of the store, framing counted; turns a budget in epochs into steps.
+        store_fingerprint: the store's; a checkpoint of a run on another one is refused.
         evaluate: measures the held-out loss of a model, or None where nothing is held out.
         keep: measures the loss on general text likewise, to see what is forgotten.
         measure_first: measure before the first step as well.
@@ -103,6 +104,7 @@ class Trainer:
         *,
         lr: float,
         tokens_per_epoch: int,
+        store_fingerprint: str,
         evaluate: Evaluate | None,
         keep: Evaluate | None = None,
         measure_first: bool = False,
@@ -114,7 +116,7 @@ class Trainer:
     ):
         self.model, self.feed, self.config, self.folder = model, feed, config, folder
         self.load, self.display, self.watch, self.lr = load, display, watch, lr
-        self.tokens_per_epoch = tokens_per_epoch
+        self.store_fingerprint = store_fingerprint
         self.device = next(model.parameters()).device
         self.autocast = autocast_dtype(config.precision, self.device)
         self.measure_first, self.world = measure_first, world or World()
@@ -162,11 +164,11 @@ class Trainer:
             raise ValueError(
                 f"{checkpoint} is of another configuration ({'; '.join(changed)}); repeat the command that made it"
             )
-        num_tokens = state.get("tokens_per_epoch", self.tokens_per_epoch)
-        if num_tokens != self.tokens_per_epoch:
+        if state.get("store", self.store_fingerprint) != self.store_fingerprint:
             raise ValueError(
-                f"{checkpoint} was trained on {num_tokens:,} tokens, the store has {self.tokens_per_epoch:,}; continue "
-                "with the store that the run began with, or choose another --out"
+                f"{checkpoint} was trained on another store: this one holds other pieces, or the same by another "
+                "tokenizer or in another order; continue with the store that the run began with, or choose another "
+                "--out"
             )
         restore_random(tensors, self.device)
         if self.average is not None:
@@ -202,7 +204,7 @@ class Trainer:
             "evaluations": self.held_out.done,
             "guard": self.guard.to_json(),
             "config": self.config.to_yaml(),
-            "tokens_per_epoch": self.tokens_per_epoch,
+            "store": self.store_fingerprint,
         }
         tensors = optimizer_tensors(self.model, self.optimizers)
         if self.parallel.sharded:

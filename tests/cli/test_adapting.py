@@ -91,6 +91,22 @@ def test_a_start_that_ended_before_its_first_checkpoint(place, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_corpus_that_changed_before_the_first_checkpoint(place, tmp_path, capsys):
+    """Its tokens would be others than the store's, and would begin with the embeddings of others' pieces."""
+    corpus = tmp_path / "domain.txt"
+    corpus.write_bytes((place / "domain.txt").read_bytes())
+    run = (corpus, "--model", place / "bert", "--extend-vocabulary", "10", "--out", tmp_path / "run")
+    train(*run)
+    for path in (tmp_path / "run/checkpoints").glob("*/manifest.json"):
+        path.unlink()
+    (tmp_path / "run/model").unlink()
+    with corpus.open("a") as file:
+        file.write("the plaintiff swore an affidavit of jurisprudence\n" * 400)
+    with pytest.raises(SystemExit):
+        train(*run)
+    assert "was prepared from another text than the corpus now holds" in capsys.readouterr().err
+
+
 @pytest.fixture
 def notes(place, tmp_path) -> dict[str, Path]:
     """General text under the names that files give it, some of them beside a column that is no text."""

@@ -76,6 +76,19 @@ def test_pieces_are_views_of_the_file(folder):
     assert not piece.flags.writeable
 
 
+def test_fingerprint_tells_pieces_order_and_tokenizer_apart(tmp_path):
+    documents = [[1, 2, 3], [4, 5]]
+    fingerprints = []
+    for number, (content, tokenizer) in enumerate(
+        [(documents, "a"), (documents, "a"), (documents[::-1], "a"), ([[1, 2, 3], [4, 6]], "a"), (documents, "b")]
+    ):
+        folder = write_store(tmp_path / str(number), content)
+        change(folder, tokenizer_fingerprint=tokenizer)
+        fingerprints.append(TokenStore.open(folder).fingerprint)
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 4
+
+
 def test_lengths(folder):
     store = TokenStore.open(folder)
     indices = np.array([9, 0, 3, 3, 6])
