@@ -260,3 +260,14 @@ def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
         torch.set_rng_state(states[f"{_RANDOM}cpu"])
     if device.type == "cuda" and f"{_RANDOM}cuda" in states:
         torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"], device)
+
+
+def about_full_disk(error: OSError, run: Path) -> OSError:
+    """The error that tells what a full disk means for a run, where that is what `error` is; else `error` itself."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    saved = [path.name for path in checkpoints(run)]
+    onward = f"goes on after {saved[-1]}" if saved else "begins again"
+    return OSError(
+        error.errno, f"the disk of {run} is full; free some space and give the same command again, which {onward}"
+    )

@@ -1,6 +1,5 @@
 """The training loop: packs in, steps out, nothing lost on the way."""
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 from mlm_pytorch.data.batches import Position
 from mlm_pytorch.training.averaging import WeightAverage
 from mlm_pytorch.training.checkpoint import (
-    checkpoints,
+    about_full_disk,
     load_checkpoint,
     newest_checkpoint,
-    partial_folder,
     point_to,
     random_states,
     restore_random,
-    save_checkpoint,
 )
 from mlm_pytorch.training.config import FROM_SCRATCH, TrainConfig
 from mlm_pytorch.training.distributed import Agreement, World
@@ -29,7 +26,8 @@ from mlm_pytorch.training.guards import PlateauGuard, SkipGuard
 from mlm_pytorch.training.held_out import Evaluate, HeldOut
 from mlm_pytorch.training.metrics import Display
 from mlm_pytorch.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
+from mlm_pytorch.training.parallel import Parallel
+from mlm_pytorch.training.progress import Progress
 from mlm_pytorch.training.reporting import NOTHING_MORE, Reporter, Watch
 from mlm_pytorch.training.schedule import Budget
 from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, autocast_dtype
@@ -37,28 +35,6 @@ from mlm_pytorch.training.stopping import Stopping
 from mlm_pytorch.training.writer import CheckpointWriter, Export
 
 PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come; saved with every checkpoint.
-
-    Attributes:
-        step: optimizer steps taken.
-        tokens: tokens of pieces read, padding not counted.
-        seconds: time spent since the first step, over all sittings.
-        total_steps: the budget in steps; for a time budget, as planned so far.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    total_steps: int = 0
-
-    @property
-    def share(self) -> float:
-        """Share of the budget spent, in [0, 1]."""
-        return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +184,7 @@ class Trainer:
         }
         tensors = optimizer_tensors(self.model, self.optimizers)
         if self.parallel.sharded:
-            self._save_in_parts(tensors, state)
+            self.writer.save_in_parts(self.progress.step, self.parallel, tensors, state)
         elif self.world.is_main:
             tensors |= random_states(self.device)
             if self.average is not None:
@@ -221,37 +197,6 @@ class Trainer:
                 self.writer.wait()
         self._saved = self.progress
         self._paused += time.monotonic() - started
-
-    def _save_in_parts(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Save a model of which each process holds a part: each its own part of the optimizers' state, the first one
-        all the rest. All wait for it.
-        """
-        whole_model = self.parallel.whole_model()
-
-        def write_parts(folder: Path) -> None:
-            self.parallel.save_optimizer(tensors, folder)
-
-        def export(folder: Path) -> None:
-            assert whole_model is not None
-            self.writer.export(whole_model.state_dict(), folder)
-
-        def save() -> Path:
-            return save_checkpoint(
-                self.folder,
-                self.progress.step,
-                export=export,
-                optimizer={},
-                state=state,
-                keep=self.writer.keep,
-                keep_every=self.keep_every,
-                write_parts=write_parts,
-            )
-
-        started = time.monotonic()
-        if not self.world.is_main:  # meets the first process in the midst of `save`
-            write_parts(partial_folder(self.folder, self.progress.step) / OPTIMIZER_FOLDER)
-        self.world.from_main(save)
-        self.writer.seconds = time.monotonic() - started
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the model holds what is exported: the mean of its weights where one is kept."""
@@ -393,7 +338,7 @@ class Trainer:
                 self.reporter.close()
                 self.parallel.close()
         except OSError as error:
-            raise self._explained(error) from None
+            raise about_full_disk(error, self.folder) from None
         return self._finished()
 
     def _train(self) -> None:
@@ -497,14 +442,3 @@ class Trainer:
         if self.budget.unit == "seconds":
             left = min(left, self.budget.amount - self.progress.seconds)
         self.reporter.show(self.progress.share, left, self.feed.reader.capacity, force=force)
-
-    def _explained(self, error: OSError) -> OSError:
-        """What a full disk means for the run, where that is the error."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error
-        saved = [path.name for path in checkpoints(self.folder)]
-        onward = f"goes on after {saved[-1]}" if saved else "begins again"
-        return OSError(
-            error.errno,
-            f"the disk of {self.folder} is full; free some space and give the same command again, which {onward}",
-        )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlm_pytorch.training.checkpoint import save_checkpoint
+from mlm_pytorch.training.checkpoint import partial_folder, save_checkpoint
+from mlm_pytorch.training.parallel import OPTIMIZER_FOLDER, Parallel
 
 # Writes weights, by their names in the model's `state_dict`, in Hugging Face format into a folder. Called from a thread
 # of its own, with copies: the model has gone on meanwhile. Raises ValueError where it finds fault with what it wrote.
@@ -83,6 +84,34 @@ class CheckpointWriter:
         self._writing = self._thread.submit(self._write, step, *copies, state, _mark(weights), started)
         if last:
             self.wait()
+
+    def save_in_parts(self, step: int, parallel: Parallel, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write the checkpoint of a model of which each process holds a part: each process its own part of the
+        optimizers' state, the first one all the rest. All processes call this, and all wait for it.
+        """
+        started = time.monotonic()
+        whole_model = parallel.whole_model()
+
+        def export(folder: Path) -> None:
+            assert whole_model is not None
+            self.export(whole_model.state_dict(), folder)
+
+        def save() -> Path:
+            return save_checkpoint(
+                self.run,
+                step,
+                export=export,
+                optimizer={},
+                state=state,
+                keep=self.keep,
+                keep_every=self.keep_every,
+                write_parts=lambda folder: parallel.save_optimizer(optimizer, folder),
+            )
+
+        if not parallel.world.is_main:  # meets the first process in the midst of `save`
+            parallel.save_optimizer(optimizer, partial_folder(self.run, step) / OPTIMIZER_FOLDER)
+        parallel.world.from_main(save)
+        self.seconds = time.monotonic() - started
 
     def _write(
         self,
