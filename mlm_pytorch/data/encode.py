@@ -32,6 +32,7 @@ CHARACTERS_IN_FLIGHT = 1 << 22  # with all workers: an encoding takes about a hu
 MAX_DOCUMENT_CHARACTERS = 1 << 28
 WORDS_EVERY = 8  # texts: splitting all of them would take 2% of what encoding takes
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
+ARRAYS = ("ids", "lengths", "characters", "bytes", "hashes")  # of an EncodedBatch
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class EncodedBatch:
             bytes=self.bytes[start:stop],
             hashes=self.hashes[start:stop],
         )
+
+    def copy(self) -> "EncodedBatch":
+        """The same in memory of its own: a slice keeps all of its batch in memory."""
+        arrays = {name: getattr(self, name).copy() for name in ARRAYS}
+        return replace(self, **arrays, sources=list(self.sources))
 
     def write(self, writer: SplitWriter) -> None:
         """Add all documents to a split."""

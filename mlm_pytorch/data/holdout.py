@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mlm_pytorch.data.encode import EncodedBatch
+from mlm_pytorch.data.encode import ARRAYS, EncodedBatch
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.store import SplitWriter
 
@@ -62,7 +62,7 @@ class HoldOut:
     def _hold(self, document: EncodedBatch) -> list[EncodedBatch]:
         """Hold one more, and return what that pushes out."""
         hash = int(document.hashes[0])
-        self.held.append(document)
+        self.held.append(document.copy())
         self.copies[hash] += 1
         self.tokens += len(document.ids)
         limit_before = self.limit
@@ -94,7 +94,7 @@ class HoldOut:
         if not self.held:
             return State({**facts, "sources": []})
         held = EncodedBatch.join(self.held)
-        arrays = {name: getattr(held, name) for name in ("ids", "lengths", "characters", "bytes", "hashes")}
+        arrays = {name: getattr(held, name) for name in ARRAYS}
         return State({**facts, "sources": held.sources}, arrays)
 
     def restore(self, state: State) -> None:
@@ -105,7 +105,7 @@ class HoldOut:
         if state.arrays:
             fields: dict[str, Any] = {**state.arrays, "sources": facts["sources"]}
             held = EncodedBatch(**fields, num_read=0, words=0, word_tokens=0)
-            self.held = [held.slice(index, index + 1) for index in range(len(held))]
+            self.held = [held.slice(index, index + 1).copy() for index in range(len(held))]
         self._recount()
 
     def finish(self) -> None:
