@@ -106,7 +106,8 @@ class EncodedBatch:
     def write(self, writer: SplitWriter) -> None:
         """Add all documents to a split."""
         if len(self):
-            writer.add(self.ids, self.lengths, self.sources, int(self.characters.sum()), int(self.bytes.sum()))
+            sizes = int(self.characters.sum()), int(self.bytes.sum())
+            writer.add(self.ids, self.lengths, self.sources, *sizes, self.hashes)
 
     def where(self, chosen: np.ndarray) -> "EncodedBatch":
         """The documents at which `chosen` (bool) is True."""

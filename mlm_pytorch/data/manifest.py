@@ -38,6 +38,9 @@ class SplitInfo:
     cut_documents: int = 0  # longer than a piece
     dropped_tokens: int = 0  # not stored, because long documents were truncated
     repeated_tokens: int = 0  # stored again, because windows overlap
+    # Of the documents as they were read, so that it tells whether two stores hold the same text, whatever tokenizer and
+    # piece length: the sum of all hashes modulo 2^64, 16 hex digits. None in a store that does not say.
+    text_hash: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ WRITER_COUNTS = (
     "cut_documents",
     "dropped_tokens",
     "repeated_tokens",
+    "text_hash",
 )
 
 
@@ -223,6 +224,7 @@ class SplitWriter:
         self.dtype = token_dtype(num_tokens)
         self.documents = self.pieces = self.tokens = self.characters = self.bytes = 0
         self.cut_documents = self.dropped_tokens = self.repeated_tokens = 0
+        self.text_hash: int | None = 0  # so far; None once documents came without hashes
         self.shards: list[ShardInfo] = []
         self._clear()
 
@@ -239,11 +241,12 @@ class SplitWriter:
         sources: Sequence[str | None] | None = None,
         characters: int = 0,
         num_bytes: int = 0,
+        hashes: np.ndarray | None = None,
     ) -> None:
         """Add documents, none of them empty: their ids end to end, and the length of each.
 
-        Each is cut into pieces (see `cut`). `characters` and `num_bytes` count the text of them all. Raises ValueError
-        for an id outside the vocabulary.
+        Each is cut into pieces (see `cut`). `characters` and `num_bytes` count the text of them all, `hashes` (uint64)
+        are of the text of each. Raises ValueError for an id outside the vocabulary.
         """
         assert int(lengths.sum()) == len(ids)
         assert lengths.min(initial=1) > 0
@@ -258,6 +261,10 @@ class SplitWriter:
         self.cut_documents += pieces.cut_documents
         self.dropped_tokens += pieces.dropped_tokens
         self.repeated_tokens += pieces.repeated_tokens
+        if hashes is None or self.text_hash is None:
+            self.text_hash = None
+        else:  # a sum, for which it does not matter in what order documents come
+            self.text_hash = (self.text_hash + int(hashes.sum(dtype=np.uint64))) % 2**64
         self._add_pieces(ids, pieces, pa.array(sources or [None] * len(lengths), pa.string()))
 
     def _add_pieces(self, ids: np.ndarray, pieces: Pieces, source_of_document: pa.Array) -> None:
@@ -299,6 +306,7 @@ class SplitWriter:
             self.cut_documents,
             self.dropped_tokens,
             self.repeated_tokens,
+            None if self.text_hash is None else f"{self.text_hash:016x}",
         )
 
     @property

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -138,6 +139,28 @@ def test_the_same_bytes_however_many_workers(tokenizer, tmp_path, monkeypatch):
     for workers in (1, 3):
         prepare([corpus], tmp_path / f"store{workers}", tokenizer=tokenizer, workers=workers, valid_share=0.3)
     assert contents(tmp_path / "store1") == contents(tmp_path / "store3")
+
+
+def test_the_hash_of_a_splits_text(tokenizer, tmp_path):
+    texts, held = sentences(60), ["the mat", "the mat", "ein Ägypter"]
+
+    def hashes(name, texts, held, **options):
+        corpus, valid = (
+            write_jsonl(tmp_path / f"{name}.jsonl", texts),
+            write_jsonl(tmp_path / f"{name}.valid.jsonl", held),
+        )
+        prepare([corpus], tmp_path / name, valid=[valid], **options)
+        return {split: info.text_hash for split, info in manifest.Manifest.read(tmp_path / name).splits.items()}
+
+    def expected(texts):
+        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+        return f"{sum(int.from_bytes(digest, 'little') for digest in digests) % 2**64:016x}"
+
+    there = hashes("a", texts, held, tokenizer=tokenizer)
+    assert there == {"train": expected(texts), "valid": expected(held)}
+    # Whatever order, tokenizer and piece length; not whatever the number of copies.
+    assert hashes("b", texts[::-1], held[::-1], tokenizer_kind="bytes", seq_len=16) == there
+    assert hashes("c", texts, held[1:], tokenizer=tokenizer)["valid"] != there["valid"]
 
 
 def test_tokenizer_trained_on_the_way(tmp_path):

@@ -69,6 +69,16 @@ def test_read_what_was_written(folder):
     store.verify()
 
 
+def test_a_manifest_that_says_nothing_of_the_text(folder):
+    path = folder / "manifest.json"
+    content = json.loads(path.read_bytes())
+    assert content["splits"]["train"]["text_hash"] is None  # no hashes were given
+    for split in content["splits"].values():
+        del split["text_hash"]
+    path.write_text(json.dumps(content))
+    assert TokenStore.open(folder).manifest.splits["train"].text_hash is None
+
+
 def test_pieces_are_views_of_the_file(folder):
     piece = TokenStore.open(folder).piece(1)
     assert piece.dtype == np.uint16
