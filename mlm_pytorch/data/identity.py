@@ -8,7 +8,7 @@ import tokenizers
 from mlm_pytorch.data import store
 from mlm_pytorch.data.corpus import DocumentStream
 
-VERSION = 2  # of what a journal holds, and of how a store is written
+VERSION = 3  # of what a journal holds, and of how a store is written
 
 
 def identity_of(corpora: Mapping[str, DocumentStream], vocabulary: Any, options: Any) -> dict[str, Any] | None:

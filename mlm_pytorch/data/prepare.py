@@ -112,15 +112,17 @@ def prepare(
     - `seq_len`: limit of a piece with its framing. `long_documents` says what becomes of longer ones: "split" into
       several pieces, nothing dropped or repeated; "windows" of which neighbours share `overlap` tokens; "truncate".
     - Held out as split "valid": the documents of `valid` if given, else a `valid_share` (default 1%) of the corpus,
-      chosen by a hash of the text: at least one document of two or more, at most 2,000; 0 holds nothing out. Equal
-      documents fall on the same side.
+      chosen by a hash of the text, at most 2,000 documents; 0 holds nothing out. Of a small corpus it is one document
+      at least that is no large share of the text, if there is one. Equal documents fall on the same side, and what has
+      more than 20 copies is trained on.
     - `drop_duplicates`: of documents with the same text only the first is stored (one of `valid`, if there is one
       there). They are counted either way. Needs a pass over the corpus before the first shard.
     - A file that is named twice is read once, and one that is also among `valid` is not trained on.
     - `workers`: encoding threads; None is one per CPU core. With `engine` "ray" a Ray cluster reads and encodes (see
       `encode_on_ray`).
     - `notice` is told, in single lines, what a user should know at once: which files are left out, whether an
-      interrupted preparation is continued, and that the disk will be too small.
+      interrupted preparation is continued, that the disk will be too small, and that much of a corpus of few documents
+      is held out, or nothing.
 
     The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
     tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
@@ -180,6 +182,8 @@ def prepare(
                 batches = encode_threaded(tokenizer, read, workers)
             with closing(batches) as encoded:
                 _write(split, encoded, writing, partial, meter)
+            if split == "train" and (said := writing.finish_holding_out()):
+                notice(said)
             _require_text(writing, split, reader)
         duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
         tokenizer.save(partial.folder / TOKENIZER, model_max_length=seq_len)
@@ -292,8 +296,6 @@ def _write(split: str, encoded: Iterable[EncodedBatch], writing: Writing, partia
             num_shards = len(writing.shards)
         meter.check_disk(partial.folder, writing.bytes_done, writing.bytes_out)
         meter.show(writing.bytes_done, writing.documents_read, writing.tokens_read, writing.bytes_out)
-    if split == "train":
-        writing.finish_holding_out()
 
 
 def _no_text(corpus: DocumentStream, empty_documents: int) -> ValueError:

@@ -70,11 +70,13 @@ class Writing:
         else:
             batch.write(self.train if split == "train" else self.valid)
 
-    def finish_holding_out(self) -> None:
-        """After the corpus for "train": write what was held."""
-        if self.hold_out is not None:
-            self.hold_out.finish()
-            self.hold_out = None
+    def finish_holding_out(self) -> str:
+        """After the corpus for "train": write what was held. Returns what a user should know of it, or ""."""
+        if self.hold_out is None:
+            return ""
+        said = self.hold_out.finish()
+        self.hold_out = None
+        return said
 
     def count_duplicates(self) -> int:
         """Documents whose text came before."""

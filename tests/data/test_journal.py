@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_pytorch.data import encode, journal, manifest, partial, store
+from mlm_pytorch.data import encode, holdout, journal, manifest, partial, store
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.journal import JOURNAL, State, read_journal, write_journal
 from mlm_pytorch.data.prepare import prepare
@@ -34,6 +34,7 @@ def tokenizer():
 def small_shards(monkeypatch):
     monkeypatch.setattr(store, "SHARD_PIECES", 30)
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(holdout, "SPARES", 3)
 
 
 @pytest.fixture
@@ -127,9 +128,9 @@ def test_killed_at_every_moment(tokenizer, corpus, tmp_path, small_shards, optio
 COMMAND = """
 import sys, time
 from pathlib import Path
-from mlm_pytorch.data import encode, store
+from mlm_pytorch.data import encode, holdout, store
 from mlm_pytorch.data.prepare import prepare
-store.SHARD_PIECES, encode.BATCH_CHARACTERS = 30, 700
+store.SHARD_PIECES, encode.BATCH_CHARACTERS, holdout.SPARES = 30, 700, 3
 slow = lambda state: time.sleep(0.01)
 report = prepare([sys.argv[1]], sys.argv[2], vocab_size=280, valid_share=0.2, progress=slow)
 print(report.resumed_documents)
