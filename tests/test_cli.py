@@ -406,6 +406,13 @@ def test_a_corpus_too_small_to_hold_any_out_says_so(tmp_path):
     assert "no document is held out, so nothing will tell what the model makes of other text; name some with" in said
 
 
+def test_a_run_that_holds_nothing_out_evaluates_nothing(corpus, tmp_path):
+    options = ("--budget", "2steps", "--model", "nano", "--valid", "none")
+    mlm("train", corpus, "--out", tmp_path / "run", *options)
+    logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert logged and not any("valid_loss" in line for line in logged)
+
+
 def test_a_place_where_nothing_may_be_written(corpus, tmp_path, monkeypatch):
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))

@@ -132,7 +132,7 @@ class HoldOut:
         if held_out > self._most():
             return (
                 f"{held_out:,} of {self.total:,} tokens are held out ({held_out / self.total:.0%}), since the corpus "
-                "has few documents; name held-out files with --valid, or cut it into more documents with --split-text"
+                "has few documents; name held-out files with --valid, or none to train on everything"
             )
         return ""
 

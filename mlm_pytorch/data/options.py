@@ -6,6 +6,8 @@ Imports nothing heavy, so that `mlm --help` answers soon.
 from dataclasses import dataclass
 from typing import Literal
 
+NOTHING = "none"  # among `valid`
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
@@ -14,7 +16,7 @@ class CorpusOptions:
     mix: tuple[str, ...] = ()
     """Instead of CORPUS: one part of a mixture as FILE=WEIGHT, repeated. Shares are counted in documents."""
     valid: tuple[str, ...] = ()
-    """Held-out files. By default a share of the corpus is held out."""
+    """Held-out files, or none to hold nothing out. By default a share of the corpus is held out."""
     column: str | None = None
     """Field or column that holds the text or the ids. By default found."""
     split_text: Literal["line", "paragraph", "file"] | None = None
@@ -48,3 +50,20 @@ class CorpusOptions:
     """Where tokenizing runs: on this machine, or on a Ray cluster."""
     workers: int | None = None
     """Threads that tokenize. By default one per core."""
+
+    @property
+    def valid_files(self) -> tuple[str, ...]:
+        """Those of `valid`, without the word none. Raises ValueError where it stands beside files."""
+        if NOTHING not in self.valid:
+            return self.valid
+        if len(self.valid) > 1:
+            raise ValueError(
+                f"--valid {NOTHING} holds nothing out, but files are named as well; leave out either (a "
+                f"file of that name is ./{NOTHING})"
+            )
+        return ()
+
+    @property
+    def holds_nothing_out(self) -> bool:
+        """Whether no share of the corpus shall be held out either."""
+        return bool(self.valid) and not self.valid_files

@@ -1,0 +1,29 @@
+"""`mlm prepare`: what its options come to."""
+
+import json
+
+import pytest
+
+from mlm_pytorch.cli import main
+from mlm_pytorch.data.manifest import Manifest
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"the cat number {number} sat on the mat\n" for number in range(30)))
+    return path
+
+
+def test_nothing_is_held_out_on_request(corpus, tmp_path, capsys):
+    command = ["prepare", str(corpus), "--tokenizer", "bytes", "--json", "--out"]
+    main([*command, str(tmp_path / "store")])
+    assert json.loads(capsys.readouterr().out)["valid_documents"] == 1
+    main([*command, str(tmp_path / "all"), "--valid", "none"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["valid_documents"] == 0
+    assert "held out" not in printed.err  # which is said where it was not asked for
+    assert set(Manifest.read(tmp_path / "all").splits) == {"train"}
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "both"), "--valid", "none", "--valid", str(corpus)])
+    assert "--valid none holds nothing out, but files are named as well; leave out either" in capsys.readouterr().err
