@@ -56,8 +56,13 @@ def extend_vocabulary(tokenizer: Tokenizer, counts: WordCounts, num_tokens: int)
         num_tokens: how many to add.
 
     Raises:
-        ValueError: a tokenizer of another kind, or a text that nothing can be gained from.
+        ValueError: a tokenizer of another kind, DNA or proteins, or a text that nothing can be gained from.
     """
+    if counts.sequences:
+        raise ValueError(
+            "the corpus or the tokenizer is of DNA or proteins, where new tokens would join letters as if there were "
+            "words; leave --extend-vocabulary out"
+        )
     content = json.loads(tokenizer.files["tokenizer.json"])
     kind = content["model"].get("type") or ("BPE" if "merges" in content["model"] else None)
     if kind not in ("BPE", "WordPiece", "Unigram"):

@@ -20,7 +20,13 @@ from transformers import (
 
 from mlm_pytorch.adaptation import count_pieces, extend_embeddings, extend_vocabulary, tokenizer_fit
 from mlm_pytorch.adaptation.vocabulary import _harmful
-from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer_of_files, train_tokenizer
+from mlm_pytorch.data.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer_of_files,
+    tokenizer_for_ids,
+    train_tokenizer,
+)
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.masking import derive_words
 
@@ -161,10 +167,31 @@ def test_what_cannot_be_extended():
     tokenizer = trained("bpe")
     with pytest.raises(ValueError, match="no two pieces of the corpus come together 3 times"):
         extend_vocabulary(tokenizer, count_pieces(tokenizer, ["xyz"]), 5)
-    numbers = train_tokenizer(["ACGTACGT" * 4], kind="amino-acids")
-    if json.loads(numbers.files["tokenizer.json"])["model"]["type"] == "WordLevel":
-        with pytest.raises(ValueError, match="of the kind WordLevel, to which no tokens can be added"):
-            extend_vocabulary(numbers, count_pieces(numbers, ["ACGT"]), 5)
+    numbers = tokenizer_for_ids(10, add_special_tokens=True)
+    with pytest.raises(ValueError, match="of the kind WordLevel, to which no tokens can be added"):
+        extend_vocabulary(numbers, count_pieces(numbers, ["1 2 3"]), 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "letters"),
+    [("amino-acids", "ACDEFGHIKLMNPQRSTVWY"), ("bpe", "ACDEFGHIKLMNPQRSTVWY"), ("kmer:3", "ACGT"), ("kmer:3", "xyz")],
+)
+def test_sequences_have_no_words_to_add_or_to_judge_by(kind, letters):
+    draw = random.Random(0)
+    sequences = ["".join(draw.choices(letters, k=60)) for _ in range(50)]
+    tokenizer = trained("bpe") if kind == "bpe" else train_tokenizer([], kind=kind)
+    counts = count_pieces(tokenizer, sequences)
+    fit = tokenizer_fit(tokenizer, counts)
+    assert not fit.fits_badly
+    assert fit.describe().startswith("the corpus has no words between blanks, by which the tokenizer's fit could be")
+    with pytest.raises(ValueError, match="is of DNA or proteins, where new tokens would join letters as if"):
+        extend_vocabulary(tokenizer, counts, 5)
+
+
+def test_writing_without_blanks_is_not_judged_by_its_words():
+    tokenizer = trained("bpe")
+    fit = tokenizer_fit(tokenizer, count_pieces(tokenizer, ["東京都は日本の首都である。" * 40] * 5))
+    assert not fit.has_words and not fit.fits_badly
 
 
 # -- embeddings --------------------------------------------------------------------------------------------------------
@@ -234,16 +261,14 @@ def test_the_report_counts_pieces_words_and_what_costs_most():
     assert "1.2 to 1.5 is usual" in tokenizer_fit(tokenizer, domain).describe()
 
 
-def test_only_a_sample_is_looked_at():
+def test_only_a_sample_is_looked_at_which_is_of_the_whole():
     tokenizer = trained("bpe")
-    taken = []
-
-    def texts():
-        for i in range(10_000):
-            taken.append(i)
-            yield "the cat sat on a mat"
-
-    assert count_pieces(tokenizer, texts(), characters=2000).num_words == 6 * len(taken) < 6 * 600
+    texts = (" ".join([word] * 6) for word in ("the", "cat", "cardiomyopathy") for _ in range(3000))
+    counts = count_pieces(tokenizer, texts, characters=20_000)
+    assert counts.num_words * 7 < 20_000
+    per_word = Counter({tokenizer.backend.decode(list(word)).strip(): n for word, n in counts.words.items()})
+    assert set(per_word) == {"the", "cat", "cardiomyopathy"}
+    assert min(per_word.values()) > 0.9 * max(per_word.values())
 
 
 def test_tokenizers_of_transformers_own_classes_are_read_back(tmp_path):
