@@ -84,10 +84,11 @@ def _show_read(report: Report, console: Console) -> None:
     elif read:
         total = read["bytes_total"]
         of = f" of {total / 1e6:,.1f} MB" if total is not None else ""
+        place = "spread over all of it" if total is not None else "from its beginning on"
         text = (
             f"read {read['bytes_read'] / 1e6:,.1f} MB{of} in {read['files_read']:,} of {read['files']:,} files: "
             f"{read['documents_read']:,} documents, {read['characters_read'] / 1e6:,.1f}M characters"
-            + ("" if read["whole"] else ", spread over all of it")
+            + ("" if read["whole"] else f", {place}")
             + f"; looked closely at {read['documents_looked_at']:,}"
         )
         if "documents_read_for_repeats" in read:
@@ -139,12 +140,13 @@ def _show_forecast(report: Report, console: Console) -> None:
         how += f" on {trial.device}, {trial.precision}"
     else:
         how = "nothing was run"
+    least, most = ("at least", "at most ") if expected.at_least else ("about", "")
     rows = {
         "measured": how + (f" ({trial.note})" if trial.note else ""),
         "speed": f"{trial.tokens_per_second:,.0f} tokens/s, {trial.step_seconds:.3g} s a step",
         "prepare": f"{clock(expected.prepare_seconds)}, {expected.store_bytes / 1e6:,.0f} MB store",
-        "one pass": f"{clock(expected.epoch_seconds)} for about {expected.tokens:,} tokens",
-        "budget": f"{expected.steps:,} steps, {clock(expected.budget_seconds)}, {expected.epochs:.2f} passes",
+        "one pass": f"{clock(expected.epoch_seconds)} for {least} {expected.tokens:,} tokens",
+        "budget": f"{expected.steps:,} steps, {clock(expected.budget_seconds)}, {most}{expected.epochs:.2f} passes",
         "memory": f"{expected.memory_bytes / 1e6:,.0f} MB, {trial.state_bytes / 1e6:,.0f} of it weights, gradients and "
         "optimizer state",
         "disk": f"{(expected.store_bytes + expected.checkpoint_bytes) / 1e6:,.0f} MB with checkpoints",

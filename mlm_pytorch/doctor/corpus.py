@@ -97,10 +97,11 @@ def check_empty(sample: Sample) -> Finding:
     )
 
 
-def check_duplicates(repeats: Repeats, share_read: float) -> Finding:
-    """Documents that are equal to an earlier one."""
+def check_duplicates(repeats: Repeats, share_read: float | None) -> Finding:
+    """Documents that are equal to an earlier one. `share_read`: of the corpus; None where that is not known."""
     share = repeats.duplicates / max(1, repeats.documents)
-    seen = f"{share:.1%} of {repeats.documents:,} documents repeat an earlier one ({share_read:.0%} of the corpus read)"
+    read = f"{_known(share_read)} of the corpus read"
+    seen = f"{share:.1%} of {repeats.documents:,} documents repeat an earlier one ({read})"
     level = level_of(share, 0.005, 0.1) if repeats.documents >= 20 else "green"
     if level == "green":
         return Finding("duplicates", "green", "few documents repeat", seen, value=share)
@@ -115,12 +116,20 @@ def check_duplicates(repeats: Repeats, share_read: float) -> Finding:
     )
 
 
-def check_leak(repeats: Repeats, share_read: float) -> Finding:
-    """Held-out documents that are in the training corpus."""
+def _known(share_read: float | None) -> str:
+    return "an unknown share" if share_read is None else f"{share_read:.0%}"
+
+
+def check_leak(repeats: Repeats, share_read: float | None) -> Finding:
+    """Held-out documents that are in the training corpus: at least those found, where it is not known how much of it
+    was read.
+    """
     total = len(repeats.held_out)
-    found = len(repeats.found) / max(share_read, 1e-9)
+    found = len(repeats.found) / (1.0 if share_read is None else max(share_read, 1e-9))
     share = min(1.0, found / max(1, total))
-    seen = f"about {share:.1%} of the {total:,} held-out documents are in the corpus ({share_read:.0%} of it read)"
+    least = "at least" if share_read is None else "about"
+    read = _known(share_read)
+    seen = f"{least} {share:.1%} of the {total:,} held-out documents are in the corpus ({read} of it read)"
     level = level_of(share, 0.001, 0.005)
     if level == "green":
         return Finding("leak", "green", "what is held out is not in the corpus", seen, value=share)
@@ -233,11 +242,11 @@ def check_giants(sample: Sample) -> Finding:
 
 @dataclass(frozen=True)
 class Part:
-    """One corpus of a mixture: its weight, and about how many documents it has."""
+    """One corpus of a mixture: its weight, and about how many documents it has; None where that is not known."""
 
     name: str
     weight: float
-    documents: int
+    documents: int | None
 
 
 def check_mixture(parts: Sequence[Part]) -> list[Finding]:
@@ -262,9 +271,12 @@ def check_mixture(parts: Sequence[Part]) -> list[Finding]:
                 share,
             )
         ]
+    sizes = {part.name: part.documents for part in parts if part.documents is not None}
+    if len(sizes) < len(parts):
+        return findings
     # Reading ends when every part has been read: the part that takes longest decides how often others begin again.
-    length = max(part.documents * total / part.weight for part in parts)
-    times = {part.name: length * part.weight / total / max(1, part.documents) for part in parts}
+    length = max(sizes[part.name] * total / part.weight for part in parts)
+    times = {part.name: length * part.weight / total / max(1, sizes[part.name]) for part in parts}
     name, most = max(times.items(), key=lambda item: item[1])
     seen = f"{name} is read {most:,.1f} times before every part has been read once"
     if most < 5:

@@ -310,14 +310,16 @@ class _Tokens:
         self.words = self._word_table()
         sample = material.sample
         characters = sample.characters_estimate
-        self.total = int(characters * self.encoded.tokens_per_character)
+        self.total = int(characters * self.encoded.tokens_per_character)  # at least, where it is not known
+        self.total_known = sample.share_read is not None
         found = check_tokens(tokenizer, self.encoded, seq_len=setup.seq_len, long_documents=config.long_documents)
         self.broken = any(finding.check == "ids" and finding.level == "red" for finding in found)
         self.samples: list[MaskedSample] = []
         if not self.broken:
             found += check_text_fit(tokenizer, self.encoded)
             found.append(check_words(self.words, self.encoded, config.selection))
-            found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total, tokenizer.kind))
+            if self.total_known:
+                found.append(check_vocabulary_size(tokenizer.special.num_tokens, self.total, tokenizer.kind))
             found += self._masked()
         found.append(check_entries(setup, tokenizer.special.num_tokens))
         self.findings = found + check_setup(setup, self.encoded.lengths)
@@ -356,6 +358,7 @@ class _Tokens:
         pieces = round(len(self.pieces) * self.total / max(1, self.pieces.num_tokens))
         seconds = self.material.sample.characters_estimate * self.encoded.seconds / max(1, self.encoded.characters)
         expected = forecast(setup, trial, tokens=self.total, pieces=pieces, prepare_seconds=seconds)
+        expected = replace(expected, at_least=not self.total_known)
         found = [*check_forecast(setup, trial, expected, free), check_loss(trial, setup.config.vocab_size)]
         return trial, expected, found
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from mlm_pytorch.data.corpus import MAGIC, Corpus, CorpusFile, Document
 from mlm_pytorch.data.files import CODE_SUFFIXES, FORMAT_OF_SUFFIX, PROSE_SUFFIXES, suffixes
 from mlm_pytorch.data.formats.record import Reading
 from mlm_pytorch.data.formats.text import SplitText
-from mlm_pytorch.data.lines import EncodingErrors, Lines, compression_of
+from mlm_pytorch.data.lines import MAX_DOCUMENT_BYTES, EncodingErrors, Lines, compression_of, too_long
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.doctor.repeats import Repeats
 
@@ -81,21 +82,25 @@ class Sample:
     repeats: Repeats
 
     @property
-    def share_read(self) -> float:
-        """Share of the corpus that was read, by bytes on disk; 1 where its size is not known."""
-        if self.whole or not self.bytes_total:
+    def share_read(self) -> float | None:
+        """Share of the corpus that was read, by bytes on disk; None where its size is not known."""
+        if self.whole:
             return 1.0
-        return min(1.0, self.bytes_read / self.bytes_total)
+        return min(1.0, self.bytes_read / self.bytes_total) if self.bytes_total else None
 
     @property
-    def documents_estimate(self) -> int:
-        """Documents of the whole corpus, if the rest is like what was read."""
-        return round(self.documents_read / self.share_read) if self.share_read else 0
+    def documents_estimate(self) -> int | None:
+        """Documents of the whole corpus, if the rest is like what was read; None where its size is not known."""
+        share = self.share_read
+        return None if share is None else round(self.documents_read / share) if share else 0
 
     @property
     def characters_estimate(self) -> int:
-        """Characters (or ids) of the whole corpus, if the rest is like what was read."""
-        return round(self.characters_read / self.share_read) if self.share_read else 0
+        """Characters (or ids) of the whole corpus, if the rest is like what was read. Where its size is not known,
+        those that were read: it has at least as many.
+        """
+        share = self.share_read
+        return self.characters_read if share is None else round(self.characters_read / share) if share else 0
 
     @property
     def texts(self) -> list[str]:
@@ -138,10 +143,17 @@ class Spread:
 
 
 class Tolerant(Corpus):
-    """A corpus that goes on behind a line that cannot be read: `failed` counts them, `failure` quotes the first."""
+    """A corpus that goes on behind a line that cannot be read: `failed` counts them, `failure` quotes the first.
+
+    After `deadline` (of `time.monotonic`) it does not, and has `given_up`: what cannot be read yields no document at
+    which a reader could look at the clock.
+    """
 
     failed = 0
     failure: str | None = None
+    deadline = math.inf
+    given_up = False
+    with_long_lines: frozenset[str] = frozenset()  # labels of files
 
     def _fail(self, error: ValueError) -> None:
         self.failed += 1
@@ -160,9 +172,14 @@ class Tolerant(Corpus):
         with file.path.open("rb") as raw:
             if start:
                 raw.seek(start - 1)
-                raw.readline()  # the rest of a line that began before, or only its end
+                # The rest of a line that began before, or only its end.
+                if len(raw.readline(MAX_DOCUMENT_BYTES)) == MAX_DOCUMENT_BYTES:
+                    if file.label not in self.with_long_lines:  # many ranges may lie in one line
+                        self._fail(too_long(f"{file.label}: the line at byte {start:,}"))
+                    self.with_long_lines |= {file.label}
+                    return
             content = raw.read(max(0, start + size - raw.tell()))
-            content += raw.readline() if content and not content.endswith(b"\n") else b""
+            content += raw.readline(MAX_DOCUMENT_BYTES) if content and not content.endswith(b"\n") else b""
         lines = Lines(io.BufferedReader(io.BytesIO(content)), f"{file.label} from byte {start:,}", self._errors)  # type: ignore[arg-type]
         reading = replace(self.reading, label=lines.label, source=file.source)
         yield from self._read_lines(lines, suffixes(file.label)[0], reading)
@@ -183,6 +200,9 @@ class Tolerant(Corpus):
             except ValueError as error:
                 self._fail(error)
                 if lines.number == before:  # not the line is at fault but the file, cut off or damaged here
+                    return
+                if time.monotonic() > self.deadline:
+                    self.given_up = True
                     return
 
 
@@ -284,7 +304,7 @@ class _Drawing:
         self.whole = True  # so far
         self.barren: list[str] = []
         self.files: set[str] = set()
-        self.deadline = time.monotonic() + READ_SECONDS
+        self.deadline = corpus.deadline = time.monotonic() + READ_SECONDS
 
     def take(self, file: CorpusFile, start: int, size: int, share: float, *, part: bool) -> None:
         """Read a range of a file, and of all that may be read at most the share that is its due."""
@@ -309,7 +329,7 @@ class _Drawing:
             if beyond or characters > share * READ_CHARACTERS or documents > share * READ_DOCUMENTS + 1000:
                 ended = False
                 break
-        self.whole = self.whole and ended and not from_middle
+        self.whole = self.whole and ended and not from_middle and not self.corpus.given_up
         self.bytes += size if from_middle and ended else max(0, self.corpus.bytes_done - begun)
         self.characters += characters
         if not documents and not from_middle:
@@ -332,19 +352,23 @@ def count_repeats(
     column: str | None = None,
     split_text: SplitText | None = None,
     held_out: Iterable[int] = (),
-) -> tuple[Repeats, float]:
-    """Go through a corpus from its beginning for so many seconds; returns what repeats, and the share that was read.
+) -> tuple[Repeats, float | None]:
+    """Go through a corpus from its beginning for so many seconds; returns what repeats, and the share that was read:
+    None where that cannot be known.
 
     A sample of a large corpus holds few of the copies: two that lie far apart are hardly ever both in it.
     """
     corpus = Tolerant(paths, column=column, split_text=split_text, encoding_errors="replace")
-    repeats, deadline = Repeats(frozenset(held_out)), time.monotonic() + seconds
-    for file in corpus.files:
-        for document in corpus.read(file):
-            repeats.add(document)
-            if repeats.documents % 256 == 0 and time.monotonic() > deadline:
-                return repeats, min(1.0, corpus.bytes_done / corpus.bytes_total) if corpus.bytes_total else math.nan
-    return repeats, 1.0
+    repeats = Repeats(frozenset(held_out))
+    corpus.deadline = time.monotonic() + seconds
+    for document in chain.from_iterable(map(corpus.read, corpus.files)):
+        repeats.add(document)
+        if repeats.documents % 256 == 0 and time.monotonic() > corpus.deadline:
+            corpus.given_up = True
+            break
+    if not corpus.given_up:
+        return repeats, 1.0
+    return repeats, min(1.0, corpus.bytes_done / corpus.bytes_total) if corpus.bytes_total else None
 
 
 # -- other things to draw from -----------------------------------------------------------------------------------------

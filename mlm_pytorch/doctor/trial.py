@@ -219,6 +219,8 @@ class Forecast:
     prepare_seconds: to tokenize the corpus at the sample's rate, on this many cores.
     store_bytes, checkpoint_bytes: on disk; the latter of all checkpoints that are kept, and one being written.
     memory_bytes: of the process that trains.
+    at_least: the size of the corpus is not known, and `tokens` are those read: what follows from them is a lower bound,
+    of `epochs` an upper one.
     """
 
     tokens: int
@@ -230,6 +232,14 @@ class Forecast:
     store_bytes: int
     checkpoint_bytes: int
     memory_bytes: int
+    at_least: bool = False
+
+    @property
+    def passes(self) -> str:
+        """How often the corpus is read, in words."""
+        if self.at_least:
+            return f"at most {self.epochs:.2f} passes over at least {self.tokens:,} tokens"
+        return f"{self.epochs:.2f} passes over about {self.tokens:,} tokens"
 
 
 def forecast(setup: Setup, trial: Trial, *, tokens: int, pieces: int, prepare_seconds: float) -> Forecast:
@@ -302,11 +312,8 @@ def _check_disk(expected: Forecast, free: Resources) -> Finding:
 
 
 def _check_passes(setup: Setup, trial: Trial, expected: Forecast) -> Finding:
-    seen = (
-        f"{setup.budget}: {expected.steps:,} steps, {expected.epochs:.2f} passes over about {expected.tokens:,} "
-        f"tokens, at {trial.tokens_per_second:,.0f} tokens/s"
-    )
-    if expected.epochs > 10 * REPEATED_PASSES:
+    seen = f"{setup.budget}: {expected.steps:,} steps, {expected.passes}, at {trial.tokens_per_second:,.0f} tokens/s"
+    if expected.epochs > 10 * REPEATED_PASSES and not expected.at_least:
         return Finding(
             "budget", "yellow", "The corpus is small for the budget", seen,
             f"after about {REPEATED_PASSES} passes more of the same brings ever less",

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlm_pytorch.data import lines
 from mlm_pytorch.data.formats.record import Document
 from mlm_pytorch.doctor import sample as sampling
 from mlm_pytorch.doctor.sample import Spread, count_repeats, draw_sample, merge_samples, places
@@ -120,6 +122,59 @@ def test_reading_stops_when_time_is_over(large, monkeypatch):
     sample = draw_sample([large], read_bytes=1 << 18)
     assert 0 < sample.documents_read < 1000
     assert not sample.whole
+
+
+def test_what_cannot_be_read_takes_no_more_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "READ_SECONDS", -1.0)
+    path = tmp_path / "broken.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "good"}\n' + b"{\n" * 1000))
+    sample = draw_sample([path])
+    assert (sample.documents_read, sample.failed, sample.whole) == (1, 1, False)
+    assert count_repeats([path], -1.0)[1] is not None
+
+
+def test_a_file_without_line_ends_takes_no_memory(tmp_path, monkeypatch):
+    for module in (sampling, lines):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 1 << 14)
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "')
+        file.truncate(1 << 24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            ValueError, match=r"long\.jsonl.* line .*larger than 16,384 bytes, the most that a document"
+        ):
+            draw_sample([path], read_bytes=1 << 16)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 21
+    finally:
+        tracemalloc.stop()
+    with path.open("r+b") as file:
+        file.seek(0, io.SEEK_END)
+        file.write(b"\n" + b'{"text": "good"}\n' * 100_000)
+    sample = draw_sample([path], read_bytes=1 << 16)
+    assert sample.documents_read > 100
+    assert sample.failed == 1  # however many places lie in that line
+
+
+def test_the_share_of_a_corpus_of_unknown_size_is_unknown(monkeypatch):
+    class Piped:
+        def __init__(self):
+            self.buffer = io.BytesIO(b"".join(b"line %d of text\n" % number for number in range(5000)))
+
+        def fileno(self):
+            raise io.UnsupportedOperation
+
+    monkeypatch.setattr("sys.stdin", Piped())
+    monkeypatch.setattr(sampling, "READ_DOCUMENTS", 100)
+    sample = draw_sample(["-"])
+    assert sample.documents_read < 5000 and not sample.whole
+    assert sample.share_read is None and sample.documents_estimate is None
+    assert sample.characters_estimate == sample.characters_read  # at least
+    merged = merge_samples([sample, sample], [0.5, 0.5])
+    assert merged.share_read is None
+    monkeypatch.setattr("sys.stdin", Piped())
+    assert count_repeats(["-"], -1.0)[1] is None
 
 
 def test_repeats_of_a_large_file(large):

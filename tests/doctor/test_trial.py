@@ -91,6 +91,15 @@ def test_forecasts(setup):
         forecast(replace(setup, budget="soon"), RUN, tokens=1, pieces=1, prepare_seconds=0.0)
 
 
+def test_a_forecast_of_a_corpus_whose_size_is_not_known_is_a_bound(setup):
+    long = replace(setup, budget="9000epochs")
+    known = forecast(long, RUN, tokens=1_000_000, pieces=1000, prepare_seconds=3.0)
+    unknown = replace(known, at_least=True)
+    budget = check_forecast(long, RUN, unknown, PLENTY)[-1]
+    assert check_forecast(long, RUN, known, PLENTY)[-1].level == "yellow" and budget.level == "green"
+    assert f"at most {known.epochs:.2f} passes over at least 1,000,000 tokens" in budget.seen
+
+
 def levels(setup: Setup, tokens: int = 1_000_000, free: Resources = PLENTY) -> dict[str, str]:
     expected = forecast(setup, RUN, tokens=tokens, pieces=1000, prepare_seconds=3.0)
     return {finding.check: finding.level for finding in check_forecast(setup, RUN, expected, free)}
