@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlm_pytorch.adaptation import Extension, FitReport, WordCounts, count_pieces, extend_vocabulary, tokenizer_fit
-from mlm_pytorch.cli.prepare import open_corpus
+from mlm_pytorch.cli.prepare import open_corpora
 from mlm_pytorch.data.corpus import Corpus, CorpusFile, Document
 from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.data.store import TokenStore
@@ -49,7 +49,7 @@ def read_adaptation(config: TrainConfig, tokenizer: Tokenizer, store: TokenStore
         chosen = np.linspace(0, len(store) - 1, min(len(store), _SAMPLED_PIECES)).astype(np.int64)
         texts: Iterator[str] = (tokenizer.backend.decode(store.piece(index).tolist()) for index in chosen.tolist())
     else:
-        corpus = open_corpus(config, config.corpus, tokenizer.special.num_tokens)
+        corpus = open_corpora(config, config.corpus, tokenizer.special.num_tokens)["train"]
         if any(file.is_stream for file in corpus.files):
             return None
         texts = _texts(corpus)

@@ -1,14 +1,16 @@
 """`mlm prepare`, and what preparing a corpus says on the console."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 from mlm_pytorch.cli.options import PrepareConfig
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.mixture import Mixture, parse_mix
 from mlm_pytorch.data.options import CorpusOptions
+from mlm_pytorch.data.overlaps import each_file_in_one_place
 from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, parse_kind, tokenizer_for_ids
 from mlm_pytorch.training.metrics import Display, clock
@@ -94,6 +96,20 @@ def open_corpus(options: CorpusOptions, paths: tuple[str, ...], num_tokens: int 
     return Corpus(paths, num_tokens=num_tokens, **reading)
 
 
+def open_corpora(
+    options: CorpusOptions, paths: tuple[str, ...], num_tokens: int | None = None
+) -> dict[str, Corpus | Mixture]:
+    """What a preparation reads for each split: every file once, and for "train" none that is held out.
+
+    Raises:
+        ValueError: as `open_corpus`; a part of a mixture that is held out.
+    """
+    corpora = {"train": open_corpus(options, paths, num_tokens)}
+    if options.valid_files:
+        corpora["valid"] = open_corpus(replace(options, mix=()), options.valid_files, num_tokens)
+    return each_file_in_one_place(corpora)
+
+
 def _tokenizer(
     options: CorpusOptions, paths: tuple[str, ...], default: Path | None
 ) -> tuple[Tokenizer | None, str | None]:
@@ -103,7 +119,7 @@ def _tokenizer(
     if given and options.tokenizer:
         raise ValueError(f"{given[0]} describes ids without a tokenizer, but --tokenizer is given; leave out one")
     if given:
-        num_tokens = options.num_tokens or _largest_id(open_corpus(options, paths)) + 1
+        num_tokens = options.num_tokens or _largest_id(open_corpora(options, paths).values()) + 1
         made = tokenizer_for_ids(
             num_tokens,
             mask_token_id=options.mask_token_id,
@@ -120,11 +136,13 @@ def _tokenizer(
     return None, options.tokenizer
 
 
-def _largest_id(corpus: Corpus | Mixture) -> int:
-    """Read a corpus of ids for the largest of them."""
-    if any(file.is_stream for file in corpus.files):
+def _largest_id(corpora: Iterable[Corpus | Mixture]) -> int:
+    """Read corpora of ids for the largest of them."""
+    corpora = list(corpora)
+    if any(file.is_stream for corpus in corpora for file in corpus.files):
         raise ValueError("standard input is read once, which leaves the largest id unknown; pass --num-tokens")
-    largest = max((int(document.ids.max()) for document in corpus if document.ids is not None), default=-1)
+    documents = chain.from_iterable(corpora)
+    largest = max((int(document.ids.max()) for document in documents if document.ids is not None), default=-1)
     if largest < 0:
         raise ValueError(
             "the corpus holds no token ids; leave out --add-special-tokens, --mask-token-id and --pad-token-id"

@@ -14,7 +14,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 from mlm_pytorch.data.files import (
     CODE_SUFFIXES,
@@ -184,7 +184,7 @@ class Corpus:
                 else:
                     self.empty_documents += 1
 
-    def of_files(self, files: Sequence[CorpusFile]) -> "Corpus":
+    def of_files(self, files: Sequence[CorpusFile]) -> Self:
         """The same reading of these files alone."""
         chosen = copy.copy(self)
         chosen.files = list(files)

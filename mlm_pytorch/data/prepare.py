@@ -28,11 +28,10 @@ from mlm_pytorch.data.encode import (
     hash_of,
     read_batches,
 )
-from mlm_pytorch.data.files import CorpusFile
 from mlm_pytorch.data.identity import identity_of
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.manifest import Manifest
-from mlm_pytorch.data.mixture import Mixture
+from mlm_pytorch.data.overlaps import each_file_in_one_place
 from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, building
 from mlm_pytorch.data.pieces import Cutting, LongDocuments
 from mlm_pytorch.data.progress import Meter, PrepareProgress
@@ -133,23 +132,21 @@ def prepare(
     if valid is not None and valid_share is not None:
         raise ValueError(f"valid files and valid_share {valid_share} are both given; choose one of them")
     share = VALID_SHARE if valid_share is None else valid_share
-    _check_options(tokenizer, vocab_size, tokenizer_kind, share, workers, engine, drop_duplicates)
+    if not 0 <= share < 1:
+        raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
+    for name, value in (("vocab_size", vocab_size), ("tokenizer_kind", tokenizer_kind)):
+        if value is not None and tokenizer is not None:
+            raise ValueError(f"{name} {value} is for training a tokenizer, but one was given; leave out one of them")
     cutting = Cutting(seq_len, long_documents, overlap)
     options: dict[str, Any] = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
     if tokenizer is not None:
         cutting.max_piece(tokenizer.special)  # fails early
         options["num_tokens"] = tokenizer.special.num_tokens
     corpora = {"train": _opened(corpus, options)} | ({} if valid is None else {"valid": _opened(valid, options)})
-    corpora = {split: _each_file_once(reader, notice) for split, reader in corpora.items()}
-    if "valid" in corpora:  # before the identity, which is of what is read
-        corpora["train"] = _without_held_out(corpora["train"], corpora["valid"], notice)
+    check_options(workers, engine, drop_duplicates=drop_duplicates, corpora=corpora.values())
+    corpora = each_file_in_one_place(corpora, notice)  # before the identity, which is of what is read
     vocabulary = [vocab_size, tokenizer_kind] if tokenizer is None else tokenizer.fingerprint
     identity = identity_of(corpora, vocabulary, [asdict(cutting), drop_duplicates, share])
-    if drop_duplicates and any(reader.begins_again for reader in corpora.values()):
-        raise ValueError(
-            "drop_duplicates would take out what a mixture repeats on purpose; leave it out, or drop the duplicates of "
-            "each part beforehand"
-        )
     totals = [reader.bytes_total for reader in corpora.values()]
     meter = Meter(progress, notice, None if None in totals else sum(filter(None, totals)))
     with building(Path(out), identity, notice) as partial:
@@ -317,17 +314,10 @@ def _require_text(writing: Writing, split: str, corpus: DocumentStream) -> None:
     raise _no_text(corpus, position.empty_documents)
 
 
-def _check_options(
-    tokenizer: Tokenizer | None,
-    vocab_size: int | None,
-    tokenizer_kind: str | None,
-    share: float,
-    workers: int | None,
-    engine: Engine,
-    drop_duplicates: bool,
+def check_options(
+    workers: int | None, engine: Engine, *, drop_duplicates: bool, corpora: Iterable[DocumentStream]
 ) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f"valid_share {share} is not a share; choose at least 0 and less than 1")
+    """Raise ValueError where options of a preparation contradict each other, or what is to be read."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers} is too few; choose at least 1")
     if engine == "ray" and workers is not None:
@@ -338,59 +328,12 @@ def _check_options(
         raise ValueError(
             "drop_duplicates reads the corpus on one machine, so engine ray does not do it; leave out one of them"
         )
-    for name, value in (("vocab_size", vocab_size), ("tokenizer_kind", tokenizer_kind)):
-        if value is not None and tokenizer is not None:
-            raise ValueError(f"{name} {value} is for training a tokenizer, but one was given; leave out one of them")
+    if drop_duplicates and any(reader.begins_again for reader in corpora):
+        raise ValueError(
+            "drop_duplicates would take out what a mixture repeats on purpose; leave it out, or drop the duplicates of "
+            "each part beforehand"
+        )
 
 
 def _opened(corpus: Sequence[str | Path] | DocumentStream, options: Mapping[str, Any]) -> DocumentStream:
     return Corpus(corpus, **options) if isinstance(corpus, Sequence | str | Path) else corpus
-
-
-def _each_file_once(reader: DocumentStream, notice: Callable[[str], None]) -> DocumentStream:
-    """A corpus without the files that are among its paths a second time. The parts of a mixture may repeat files."""
-    if not isinstance(reader, Corpus) or len(reader.files) < 2:
-        return reader
-    places: set[str] = set()
-    files: list[CorpusFile] = []
-    again: list[CorpusFile] = []
-    for file in reader.files:
-        place = file.place
-        (again if place in places else files).append(file)
-        if place is not None:
-            places.add(place)
-    if not again:
-        return reader
-    notice(_of_files(again, "is named twice, so it is read once", "are named twice, so they are read once"))
-    return reader.of_files(files)
-
-
-def _without_held_out(train: DocumentStream, valid: DocumentStream, notice: Callable[[str], None]) -> DocumentStream:
-    """A corpus without the files that are held out: a folder may hold both. Where it has no others, it stays as it is.
-
-    Raises ValueError for a mixture, whose weights are given for all that its parts hold.
-    """
-    if not isinstance(train, Corpus | Mixture):  # what others write may read other documents of the same file
-        return train
-    held_out = {place for file in valid.files if (place := file.place) is not None}
-    both = [file for file in train.files if file.place in held_out]
-    if not both:
-        return train
-    if not isinstance(train, Corpus):
-        raise ValueError(
-            f"{both[0].label} is held out, but a part of the mixture too, which is trained on; move it out of that "
-            "part's folder, or hold out another file"
-        )
-    if len(both) == len(train.files):
-        rest = "trained on as well, so what is measured there says nothing about other text"
-        notice(_of_files(both, f"is held out and {rest}", f"are held out and {rest}"))
-        return train
-    notice(_of_files(both, "is held out, so it is not trained on", "are held out, so they are not trained on"))
-    return train.of_files([file for file in train.files if file.place not in held_out])
-
-
-def _of_files(files: Sequence[CorpusFile], one: str, several: str) -> str:
-    """A notice about files that stays one line however many there are."""
-    if len(files) == 1:
-        return f"{files[0].label} {one}"
-    return f"{files[0].label} and {len(files) - 1:,} more {several}"

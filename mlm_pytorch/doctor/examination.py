@@ -17,6 +17,7 @@ import torch
 
 from mlm_pytorch.cli.options import DoctorConfig
 from mlm_pytorch.cli.starting import preset_as_wide
+from mlm_pytorch.data.pieces import Cutting
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import (
     Tokenizer,
@@ -120,6 +121,10 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
         findings += [] if sequences else check_languages(sample.texts)
     samples, trial, expected, plans = [], None, None, []
     setup = _setup(config, tokenizer, material.store, device)
+    if material.store is None:  # what a preparation refuses
+        cutting = Cutting(setup.seq_len, config.long_documents, config.overlap)
+        if tokenizer is not None:
+            cutting.max_piece(tokenizer.special)
     if tokenizer is None:
         findings += check_setup(setup)
     else:
@@ -180,6 +185,10 @@ def _tokenizer(config: DoctorConfig, material: Material) -> tuple[Tokenizer | No
     if named is None and config.model not in PRESETS:
         named = str(model_folder(Path(config.model)))
     if named is not None and (Path(named).is_dir() or os.sep in named):
+        if config.vocab_size is not None:
+            raise ValueError(
+                f"--vocab-size {config.vocab_size} is for training a tokenizer, but one is given; leave out one of them"
+            )
         try:
             return load_tokenizer(named), named, []
         except ValueError as error:

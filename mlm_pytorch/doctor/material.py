@@ -1,14 +1,16 @@
 """What an examination looks at: a sample of files, of a mixture's parts, or of a store."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlm_pytorch.cli.options import DoctorConfig
-from mlm_pytorch.data.files import find_files
+from mlm_pytorch.cli.prepare import open_corpora
 from mlm_pytorch.data.mixture import parse_mix
+from mlm_pytorch.data.options import CorpusOptions
+from mlm_pytorch.data.prepare import check_options
 from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.doctor.corpus import Part, check_corpus, check_duplicates, check_leak, check_mixture
@@ -33,16 +35,17 @@ def read_material(config: DoctorConfig) -> Material:
     """Read a sample of files, of a mixture's parts, or of a store.
 
     Raises:
-        ValueError: paths that do not exist, a corpus of which nothing can be read, a corpus beside a mixture.
+        ValueError: paths that do not exist, a corpus of which nothing can be read, and options that a preparation, or
+            training on a store, would refuse.
     """
-    if config.mix and config.corpus:
-        raise ValueError(
-            f"--mix and the corpus {config.corpus[0]} are both given; name every part with --mix FILE=WEIGHT"
-        )
     if len(config.corpus) == 1 and (Path(config.corpus[0]) / MANIFEST).is_file():
+        _refuse_settled(config)
         return _read_store(Path(config.corpus[0]))
-    held_out = held_out_hashes(config.valid, config.column, config.split_text) if config.valid else set()
-    reading: dict[str, Any] = {"column": config.column, "split_text": config.split_text}
+    corpora = open_corpora(config, config.corpus)
+    check_options(config.workers, config.engine, drop_duplicates=config.drop_duplicates, corpora=corpora.values())
+    valid = config.valid_files
+    held_out = held_out_hashes(valid, config.column, config.split_text) if valid else set()
+    reading: dict[str, Any] = {"column": config.column, "split_text": config.split_text, "valid": valid}
     options = reading | {"encoding_errors": config.encoding_errors, "held_out": held_out}
     findings: list[Finding] = []
     if config.mix:
@@ -56,15 +59,25 @@ def read_material(config: DoctorConfig) -> Material:
         paths = list(config.corpus)
         sample = draw_sample(paths, **options)
     repeats, share = sample.repeats, sample.share_read
-    again = not sample.whole and not any(file.is_stream for file in find_files(paths)[0])
+    again = not sample.whole and not any(file.is_stream for file in corpora["train"].files)
     if again:
         more, more_share = count_repeats(paths, REPEATS_SECONDS, held_out=held_out, **reading)
         if more.documents > repeats.documents:
             repeats, share = more, more_share
     findings += [*check_corpus(sample), check_duplicates(repeats, share)]
-    if config.valid:
+    if valid:
         findings.append(check_leak(repeats, share))
     return Material(sample, findings, _facts(sample, repeats, again))
+
+
+def _refuse_settled(config: DoctorConfig) -> None:
+    """As `mlm train` does; what to do about its length is said where the setup is made."""
+    for field in fields(CorpusOptions):
+        if getattr(config, field.name) != field.default:
+            raise ValueError(
+                f"--{field.name.replace('_', '-')} is settled by the store {config.corpus[0]}; "
+                "leave it out, or prepare another store"
+            )
 
 
 def _facts(sample: Sample, repeats: Repeats, again: bool) -> dict[str, Any]:

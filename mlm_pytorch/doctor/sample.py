@@ -13,10 +13,11 @@ of a file as well, of everything else from a file's beginning on. They are read 
 import io
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from mlm_pytorch.data.files import CODE_SUFFIXES, FORMAT_OF_SUFFIX, PROSE_SUFFIX
 from mlm_pytorch.data.formats.record import Reading
 from mlm_pytorch.data.formats.text import SplitText
 from mlm_pytorch.data.lines import MAX_DOCUMENT_BYTES, EncodingErrors, Lines, compression_of, too_long
+from mlm_pytorch.data.overlaps import each_file_in_one_place
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.doctor.repeats import Repeats
 
@@ -250,16 +252,19 @@ def draw_sample(
     split_text: SplitText | None = None,
     encoding_errors: EncodingErrors = "strict",
     read_bytes: int = READ_BYTES,
+    valid: Sequence[str | Path] = (),
     held_out: Iterable[int] = (),
 ) -> Sample:
     """Read from all over a corpus, within bounds on bytes, characters, documents and memory.
 
     - `paths`, `column`, `split_text`, `encoding_errors`: as in `Corpus`.
+    - `valid`: held-out files, which are not read where the corpus holds them too, as in a preparation.
     - `held_out`: `document_hash` of documents that should not be here.
 
     Raises ValueError for paths that cannot be, and for a corpus of which no record can be read: what the first raises.
     """
-    corpus = Tolerant(paths, column=column, split_text=split_text, encoding_errors=encoding_errors)
+    options = {"column": column, "split_text": split_text, "encoding_errors": encoding_errors}
+    corpus = _opened(paths, valid, options)
     drawing = _Drawing(corpus, Repeats(frozenset(held_out)))
     sizes = [file.num_bytes or 0 for file in corpus.files]
     known = corpus.bytes_total is not None
@@ -293,6 +298,12 @@ def draw_sample(
         and any(suffixes(corpus.files[index].label)[0] in ("", ".txt", ".text") for index, _, _ in ranges),
         repeats=drawing.repeats,
     )
+
+
+def _opened(paths: Sequence[str | Path], valid: Sequence[str | Path], options: Mapping[str, Any]) -> Tolerant:
+    """The files that a preparation would read."""
+    corpora = {"train": Tolerant(paths, **options)} | ({"valid": Tolerant(valid, **options)} if valid else {})
+    return each_file_in_one_place(corpora)["train"]
 
 
 class _Drawing:
@@ -351,6 +362,7 @@ def count_repeats(
     *,
     column: str | None = None,
     split_text: SplitText | None = None,
+    valid: Sequence[str | Path] = (),
     held_out: Iterable[int] = (),
 ) -> tuple[Repeats, float | None]:
     """Go through a corpus from its beginning for so many seconds; returns what repeats, and the share that was read:
@@ -358,7 +370,7 @@ def count_repeats(
 
     A sample of a large corpus holds few of the copies: two that lie far apart are hardly ever both in it.
     """
-    corpus = Tolerant(paths, column=column, split_text=split_text, encoding_errors="replace")
+    corpus = _opened(paths, valid, {"column": column, "split_text": split_text, "encoding_errors": "replace"})
     repeats = Repeats(frozenset(held_out))
     corpus.deadline = time.monotonic() + seconds
     for document in chain.from_iterable(map(corpus.read, corpus.files)):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,16 @@ def test_what_is_kept_of_a_corpus_with_a_column(place, notes, tmp_path, capsys):
     assert "of the general text (" in capsys.readouterr().err
     measured = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "valid_loss" in line]
     assert measured and all(1 < line["keep_loss"] < 9 for line in measured)
+
+
+def test_what_is_held_out_adds_no_tokens(place, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(lines(GENERAL)))
+    (tmp_path / "valid.txt").write_text("\n".join(lines(["abracadabra"])))
+    config = TrainConfig(corpus=(str(tmp_path),), out=tmp_path / "run", valid=(str(tmp_path / "valid.txt"),))
+    adaptation = read_adaptation(config, load_tokenizer(place / "bert"))
+    assert adaptation is not None
+    alone = read_adaptation(replace(config, corpus=(str(tmp_path / "a.txt"),)), load_tokenizer(place / "bert"))
+    assert alone is not None and adaptation.counts == alone.counts
 
 
 def test_mistakes_with_adaptation(place, tmp_path, capsys):

@@ -15,6 +15,14 @@ def corpus(tmp_path):
     return path
 
 
+def test_the_vocabulary_of_ids_holds_what_is_held_out(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"input_ids": [1, 2, 3]}\n' * 5)
+    (tmp_path / "valid.jsonl").write_text('{"input_ids": [1, 9]}\n')
+    command = ["prepare", str(tmp_path), "--valid", str(tmp_path / "valid.jsonl"), "--add-special-tokens", "--json"]
+    main([*command, "--out", str(tmp_path / "store")])
+    assert json.loads(capsys.readouterr().out)["num_tokens"] == 12
+
+
 def test_nothing_is_held_out_on_request(corpus, tmp_path, capsys):
     command = ["prepare", str(corpus), "--tokenizer", "bytes", "--json", "--out"]
     main([*command, str(tmp_path / "store")])

@@ -189,6 +189,19 @@ def test_held_out_documents_in_the_corpus(write, texts, tokenizer_folder):
     assert level(look(corpus, tokenizer=str(tokenizer_folder), valid=(clean,)), "leak") == "green"
 
 
+def test_files_are_read_as_a_preparation_reads_them(write, texts, tokenizer_folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    corpus, held_out = write(texts[:300], "data/a.jsonl"), write(texts[300:320], "data/valid.jsonl")
+    folder = str(tmp_path / "data")
+    options = {"tokenizer": str(tokenizer_folder), "trial_seconds": 0.0}
+    report = examine(DoctorConfig(corpus=(folder, corpus), valid=(held_out,), **options))
+    assert level(report, "leak") == level(report, "duplicates") == "green"  # one is not trained on, one is read once
+    assert report.read["documents_read"] == 300
+    assert level(examine(DoctorConfig(corpus=(corpus,), valid=(corpus,), **options)), "leak") == "red"
+    with pytest.raises(ValueError, match=r"valid\.jsonl is held out, but a part of the mixture too"):
+        examine(DoctorConfig(mix=(f"{folder}=1",), valid=(held_out,), **options))
+
+
 def test_a_mixture_out_of_balance(write, texts, tokenizer_folder):
     large, small = write(texts), write(texts[:4], "small.jsonl")
     report = examine(
@@ -479,6 +492,36 @@ def test_a_store(texts, write, tokenizer_folder, tmp_path):
 def test_mistakes_end_in_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         examine(DoctorConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 5}, r"^overlap 5 is for long_documents 'windows', at least 0; with 'split' leave it out$"),
+        ({"long_documents": "windows"}, r"^windows need an overlap of at least 1 token; choose one, or long_documents"),
+        ({"workers": 0}, r"^workers 0 is too few; choose at least 1$"),
+        (
+            {"engine": "ray", "drop_duplicates": True},
+            r"^drop_duplicates reads the corpus on one machine, so engine ray",
+        ),
+        ({"valid": ("nowhere.txt",)}, r"^nowhere.txt does not exist; check the path of the corpus$"),
+        ({"valid": ("none", "a.txt")}, r"^--valid none holds nothing out, but files are named as well"),
+        (
+            {"vocab_size": 300},
+            r"^--vocab-size 300 is for training a tokenizer, but one is given; leave out one of them$",
+        ),
+    ],
+)
+def test_what_a_preparation_refuses(write, texts, tokenizer_folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        look(write(texts[:50]), tokenizer=str(tokenizer_folder), **options)
+
+
+@pytest.mark.parametrize("options", [{"column": "x"}, {"valid": ("nowhere.txt",)}, {"tokenizer": "bpe"}])
+def test_what_a_store_has_settled_is_refused(write, texts, tokenizer_folder, tmp_path, options):
+    prepare(Corpus([write(texts[:50])]), tmp_path / "store", tokenizer=load_tokenizer(tokenizer_folder), seq_len=64)
+    with pytest.raises(ValueError, match=rf"^--{next(iter(options))} is settled by the store \S+; leave it out"):
+        look(str(tmp_path / "store"), **options)
 
 
 def test_mistakes_about_ids(write, texts, tokenizer_folder):
