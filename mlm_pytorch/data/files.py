@@ -24,7 +24,8 @@ FORMAT_OF_SUFFIX = {
     ".csv": "CSV", ".tsv": "TSV",
     ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".npy": "NPY",
     ".fasta": "FASTA", ".fa": "FASTA", ".fna": "FASTA", ".faa": "FASTA", ".ffn": "FASTA", ".frn": "FASTA",
-    ".fas": "FASTA", ".fsa": "FASTA", ".mfa": "FASTA", ".pep": "FASTA", ".a3m": "FASTA",
+    ".fas": "FASTA", ".fsa": "FASTA", ".mfa": "FASTA", ".afa": "FASTA", ".pep": "FASTA",
+    ".a2m": "FASTA", ".a3m": "FASTA",
     ".fastq": "FASTQ", ".fq": "FASTQ",
 }
 # Of these, one file is one document: their lines mean little alone. Of code, folders are searched for .py only.

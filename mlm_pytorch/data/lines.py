@@ -32,7 +32,10 @@ COMPRESSION_MAGIC = {
 }
 CHUNK_BYTES = 1 << 20
 COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousandfold with gzip
-SEQUENCE_LINE = re.compile(rb"[A-Za-z*-]+")  # of FASTA or FASTQ, as far as it tells them from text
+# Of FASTQ or FASTA, as far as it tells them from text. "." is a gap there, but ends a word behind quoted lines (">").
+SEQUENCE_LINE = re.compile(rb"[A-Za-z*.-]+")
+UNLIKE_A_WORD = re.compile(rb"[A-Z*.-]{4,}|[A-Za-z*.-]{20,}")
+EMPTY_RECORDS = 64  # of FASTA, at most, before the first with a sequence
 # What one document may take: a file without line ends, or a quote that is never closed, must not take all memory.
 MAX_DOCUMENT_BYTES = 1 << 28
 
@@ -91,6 +94,7 @@ class Decompressed(io.RawIOBase):
         self.member: Any = self.new_member()
         self.pending = memoryview(b"")
         self.num_bytes = 0
+        self.behind = b""  # how what follows the first member begins
 
     def readable(self) -> bool:
         """As io.RawIOBase."""
@@ -102,6 +106,11 @@ class Decompressed(io.RawIOBase):
             chunk = self.raw.read(COMPRESSED_CHUNK_BYTES)
             if not chunk:
                 if self.member is not None and not self.member.eof:
+                    if self.behind.isspace():
+                        raise ValueError(
+                            f"{self.label} goes on behind its {self.compression} data with {self.behind!r}, which is "
+                            "none; remove that, or compress it anew"
+                        )
                     raise ValueError(
                         f"{self.label} ends in the middle of its {self.compression} data, after {self.num_bytes:,} "
                         "bytes of content; it was cut off: copy or download it again"
@@ -121,6 +130,7 @@ class Decompressed(io.RawIOBase):
                     chunk = chunk.lstrip(b"\0")  # zeros may pad the end, as tapes and some tools leave them
                     if not chunk:
                         break
+                    self.behind = b"" if self.member is None else chunk[:8]
                     self.member = self.new_member()
                 parts.append(self.member.decompress(chunk))
                 chunk = self.member.unused_data if self.member.eof else b""
@@ -171,11 +181,22 @@ class Lines:
         first = self._look_further()
         if first.startswith(b"{"):
             return "JSON lines"
-        if first.startswith((b">", b"@")) and SEQUENCE_LINE.fullmatch(self._look_further()):
-            if first.startswith(b">"):
-                return "FASTA"
-            if self._look_further().startswith(b"+"):
+        if first.startswith(b">"):
+            line = second = self._look_further()
+            for _ in range(EMPTY_RECORDS):
+                if not line.startswith(b">"):
+                    break
+                line = self._look_further()
+            # Behind a single header what might be a word is taken for a sequence; quoted mail has several such lines.
+            alike = SEQUENCE_LINE.fullmatch(line) and b"." not in line and line is second
+            return "FASTA" if alike or UNLIKE_A_WORD.fullmatch(line) else None
+        if first.startswith(b"@"):
+            line = self._look_further()
+            if SEQUENCE_LINE.fullmatch(line) and self._look_further().startswith(b"+"):
                 return "FASTQ"
+            # Of an empty read the blank lines are passed over.
+            if line.startswith(b"+") and self._look_further().startswith(b"@"):
+                return "FASTQ" if SEQUENCE_LINE.fullmatch(self._look_further()) else None
         return None
 
     def _look_further(self) -> bytes:

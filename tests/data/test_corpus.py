@@ -427,6 +427,9 @@ def test_truncated_and_damaged_compression(tmp_path, suffix):
         texts(write(path, content[: len(content) // 2]))
     with pytest.raises(ValueError, match=r"holds damaged \w+ data \(.*\) after"):
         texts(write(path, content + b"rubbish"))
+    short = r"goes on behind its \w+ data with b'\\n', which is none; remove that"  # too short to be called damaged
+    with pytest.raises(ValueError, match=short if suffix in (".gz", ".xz") else "holds damaged"):
+        texts(write(path, content + b"\n"))
 
 
 def test_a_flipped_byte_in_gzip_is_found(tmp_path):

@@ -127,6 +127,13 @@ def test_what_is_wrong_with_json(tmp_path, content, message):
     refused(write(tmp_path / "a.json", content), message, num_tokens=10)
 
 
+@pytest.mark.parametrize("value", ['"input_ids": [5, 6]', '"text": "a"'])
+def test_half_a_character_in_a_source(tmp_path, value):
+    path = write(tmp_path / "a.jsonl", f'{{{value}, "source": "x\\ud800"}}\n')
+    refused(path, r"a\.jsonl line 1 holds half a character \(\\ud800\); repair it or pass --encoding-errors replace")
+    assert [document.source for document in Corpus([path], encoding_errors="replace")] == ["x\ufffd"]
+
+
 def test_ids_are_checked_without_num_tokens_too(tmp_path):
     refused(write(tmp_path / "a.jsonl", '{"input_ids": [4294967296]}'), r"id 4294967296 is too large; ids must be less")
     refused(write(tmp_path / "a.jsonl", '{"input_ids": [-1]}'), r"line 1: id -1 is negative")
@@ -220,7 +227,22 @@ def test_csv_column_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     "suffix",
     [
-        *[".fasta", ".fa", ".fna", ".faa", ".ffn", ".frn", ".fas", ".fsa", ".mfa", ".pep", ".a3m", ".unknown"],
+        *[
+            ".fasta",
+            ".fa",
+            ".fna",
+            ".faa",
+            ".ffn",
+            ".frn",
+            ".fas",
+            ".fsa",
+            ".mfa",
+            ".afa",
+            ".pep",
+            ".a2m",
+            ".a3m",
+            ".unknown",
+        ],
         *[".fa.gz", ".fas.bgz", ".unknown.gz"],
     ],
 )
@@ -247,6 +269,14 @@ def test_fastq(tmp_path):
         ("\ufeff>a\nAC\n", ["AC"]),
         ("@r\nACGT\n+\nIIII\n", ["ACGT"]),
         ("> said she\nand so on\n", ["> said she", "and so on"]),  # quoted mail
+        (">a\nAC.GT\nac..\n", ["AC.GTac.."]),
+        (">a\nMKTAYIAKQRQIS.vkSHFSrq\n", ["MKTAYIAKQRQIS.vkSHFSrq"]),
+        (">a empty\n>b\n\n>c\nACGT\n", ["ACGT"]),
+        (">I agree\n>so do I\nGood\n", [">I agree", ">so do I", "Good"]),
+        (">I agree\nGood.\n", [">I agree", "Good."]),
+        ("> quoted\n> again\nGood\n", ["> quoted", "> again", "Good"]),
+        ("@r\nAC.GT\n+\nIIIII\n", ["AC.GT"]),
+        ("@r\n\n+\n\n@s\nAC\n+\nII\n", ["AC"]),
         (">a\n", [">a"]),
         (">a\n>b\n", [">a", ">b"]),
         ("@you\nhello\nthere\n", ["@you", "hello", "there"]),
@@ -283,6 +313,8 @@ def test_fasta_holds_what_was_written(tmp_path_factory, sequences, width):
             ">a\nAC\nA1T\n",
             r"a\.fasta line 3: '1' \(column 2\) is not of a sequence, .*; repair it \(if the file is text, name",
         ),
+        ("a.fasta", ">a\rACGT\r>b\rGG\r", r"a\.fasta line 1 holds a carriage return, .*; convert it: tr '\\r' '\\n'"),
+        ("a.fastq", "@a\rAC\r+\rII\r", r"a\.fastq line 1 holds a carriage return"),
         ("a.fasta", ">a\nAC GT\n", r"line 2: ' ' \(column 3\)"),
         ("a.fasta", ">a\nACÜ\n", r"line 2: 'Ü' \(column 3\)"),
         ("a.fastq", ">a\nAC\n", r"a\.fastq record 1 \(line 1\) begins with '>', not with @; a FASTQ record has four"),

@@ -20,6 +20,7 @@ def read_fasta(lines: Lines, reading: Reading) -> Iterator[Document]:
     sequence: _Joined | None = None
     for line in lines:
         if line.startswith(">"):
+            _check_header(line, lines)
             if sequence is not None:
                 yield Document(sequence.text(), reading.source)
             sequence = _Joined()
@@ -51,6 +52,7 @@ def read_fastq(lines: Lines, reading: Reading) -> Iterator[Document]:
                 f"{where} begins with {header[:1]!r}, not with @; a FASTQ record has four lines: @name, "
                 "sequence, +, qualities"
             )
+        _check_header(header, lines)
         sequence, plus, quality = (next(rest, None) for _ in range(3))
         if sequence is None or plus is None or quality is None:
             raise ValueError(f"{where} is cut off within its four lines; copy or download the file again")
@@ -67,6 +69,15 @@ def read_fastq(lines: Lines, reading: Reading) -> Iterator[Document]:
         if odd := NO_QUALITY.search(quality):
             raise ValueError(f"{where}: {odd[0]!r} is no quality; repair it or copy the file again")
         yield Document(sequence, reading.source)
+
+
+def _check_header(line: str, lines: Lines) -> None:
+    """A file whose lines end in CR alone is one header, and its sequences would be lost in it."""
+    if "\r" in line.rstrip("\r"):
+        raise ValueError(
+            f"{lines.label} line {lines.number} holds a carriage return, in which alone lines of old Macs' files end; "
+            "convert it: tr '\\r' '\\n'"
+        )
 
 
 def _check_letters(line: str, lines: Lines, number: int | None = None) -> None:
