@@ -10,6 +10,8 @@ import numpy as np
 
 from mlm_pytorch.tokens import SpecialTokens
 
+LONGEST_SEQ_LEN = 1 << 24  # a piece lies in one shard of a store
+
 LongDocuments = Literal["split", "windows", "truncate"]
 
 
@@ -22,6 +24,11 @@ class Cutting:
     overlap: int = 0  # tokens that neighbouring windows share
 
     def __post_init__(self):
+        if self.seq_len > LONGEST_SEQ_LEN:
+            raise ValueError(
+                f"seq_len {self.seq_len} is more than the {LONGEST_SEQ_LEN:,} tokens that a shard of a store holds; "
+                "choose a smaller one"
+            )
         if self.long_documents not in ("split", "windows", "truncate"):
             raise ValueError(f"long_documents {self.long_documents!r} is unknown; choose split, windows or truncate")
         if self.overlap < 0 or (self.overlap and self.long_documents != "windows"):

@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.manifest import MANIFEST as MANIFEST  # also found here
 from mlm_pytorch.data.manifest import Manifest, ShardInfo, SplitInfo, write_file
-from mlm_pytorch.data.pieces import LongDocuments, Pieces, cut
+from mlm_pytorch.data.pieces import LONGEST_SEQ_LEN, LongDocuments, Pieces, cut
 
-SHARD_TOKENS = 1 << 24
+SHARD_TOKENS = LONGEST_SEQ_LEN
 SHARD_PIECES = 1 << 21  # bounds the memory that offsets take when pieces are tiny
 SHARD_SOURCE_BYTES = 1 << 26  # and that of sources when they are long
 WRITER_COUNTS = (

@@ -597,6 +597,7 @@ def test_nothing_held_out(tokenizer, tmp_path):
     ("options", "message"),
     [
         ({"seq_len": 2}, r"seq_len 2 leaves no room beside the 2 tokens that frame a piece"),
+        ({"seq_len": 20_000_000}, r"seq_len 20000000 is more than the 16,777,216 tokens that a shard of a store holds"),
         ({"valid_share": 1.0}, r"valid_share 1.0 is not a share; choose at least 0 and less than 1"),
         ({"valid_share": 0.1, "valid": ["x"]}, r"valid files and valid_share 0.1 are both given"),
         ({"workers": 0}, r"workers 0 is too few; choose at least 1"),

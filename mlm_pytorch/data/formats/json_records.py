@@ -100,8 +100,8 @@ class _Records:
             )
         value, source = record[column], record.get("source")
         # An escape such as \ud800 is legal JSON but no Unicode text.
-        if ("\\ud" in line or "\\uD" in line) and isinstance(value, str):
-            value = self._without_surrogates(value, where)
+        if "\\ud" in line or "\\uD" in line:
+            value = self._without_surrogates(value, where) if isinstance(value, str) else value
             source = self._without_surrogates(source, where) if isinstance(source, str) else None
         if type(value) is str and column != IDS_COLUMN:  # as `value` would do, but most records come here
             return Document(value, source if isinstance(source, str) else self.reading.source)
