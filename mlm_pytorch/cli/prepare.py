@@ -13,6 +13,7 @@ from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.overlaps import each_file_in_one_place
 from mlm_pytorch.data.prepare import PrepareProgress, PrepareReport, prepare
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer, parse_kind, tokenizer_for_ids
+from mlm_pytorch.data.tokenizer.alphabets import check_largest_id
 from mlm_pytorch.training.metrics import Display, clock
 
 
@@ -141,8 +142,11 @@ def _largest_id(corpora: Iterable[Corpus | Mixture]) -> int:
     corpora = list(corpora)
     if any(file.is_stream for corpus in corpora for file in corpus.files):
         raise ValueError("standard input is read once, which leaves the largest id unknown; pass --num-tokens")
-    documents = chain.from_iterable(corpora)
-    largest = max((int(document.ids.max()) for document in documents if document.ids is not None), default=-1)
+    largest = -1
+    for number, document in enumerate(chain.from_iterable(corpora), 1):
+        if document.ids is not None:
+            largest = max(largest, int(document.ids.max()))
+            check_largest_id(largest, f"{document.source} (document {number:,} of the corpus)")
     if largest < 0:
         raise ValueError(
             "the corpus holds no token ids; leave out --add-special-tokens, --mask-token-id and --pad-token-id"

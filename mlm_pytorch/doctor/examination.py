@@ -27,6 +27,7 @@ from mlm_pytorch.data.tokenizer import (
     tokenizer_for_ids,
     train_tokenizer,
 )
+from mlm_pytorch.data.tokenizer.alphabets import check_largest_id
 from mlm_pytorch.data.tokenizer.content import fits_alphabet, kind_of_content
 from mlm_pytorch.doctor.findings import Finding, Level, by_gravity, worst
 from mlm_pytorch.doctor.fit import check_text_fit
@@ -241,7 +242,11 @@ def _no_tokenizer(seen: str, remedy: str) -> Finding:
 
 
 def _largest_id(sample: Sample) -> int:
-    largest = max((int(document.ids.max()) for document in sample.documents if document.ids is not None), default=-1)
+    largest = -1
+    for document in sample.documents:
+        if document.ids is not None:
+            largest = max(largest, int(document.ids.max()))
+            check_largest_id(largest, str(document.source))
     if largest < 0:
         raise ValueError("the corpus holds no token ids; leave out --add-special-tokens, --num-tokens and the like")
     return largest

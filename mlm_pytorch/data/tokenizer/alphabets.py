@@ -23,6 +23,7 @@ NUCLEOTIDE_CODES = "NRYSWKMBDHV-"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 # B is D or N, J is I or L, O pyrrolysine, U selenocysteine, X any, Z is E or Q; * ends a chain, - and . are gaps.
 AMINO_ACID_CODES = "BJOUXZ*-."
+MAX_IDS = 1 << 22  # each is an entry of the vocabulary, with its name, and a row of embeddings
 DEFAULT_K, LARGEST_K = 6, 8
 
 
@@ -103,8 +104,8 @@ def tokenizer_for_ids(
     - `special_ids`: further ids that masking must leave alone, such as those that begin and end a sequence. They are
       written as numbers, too. Nothing is put around a sequence: it holds what it holds.
 
-    Raises ValueError for an id out of range, a mask that is the padding, and where one of the two is neither given nor
-    added.
+    Raises ValueError for more than `MAX_IDS`, an id out of range, a mask that is the padding, and where one of the two
+    is neither given nor added.
 
     >>> tokenizer = tokenizer_for_ids(100, add_special_tokens=True)
     >>> tokenizer.encode("17 4 [MASK] 99"), tokenizer.special.num_tokens
@@ -112,6 +113,11 @@ def tokenizer_for_ids(
     """
     if num_tokens < 1:
         raise ValueError(f"num_tokens {num_tokens} is not positive; give the number of ids, the largest and one")
+    if num_tokens > MAX_IDS:
+        raise ValueError(
+            f"num_tokens {num_tokens} is more than the {MAX_IDS:,} ids of the largest vocabulary; renumber them "
+            "from 0, without gaps"
+        )
     special_ids = tuple(special_ids)
     given = {"mask_token_id": mask_token_id, "pad_token_id": pad_token_id}
     for name, id in [*given.items(), *(("special id", id) for id in special_ids)]:
@@ -143,6 +149,15 @@ def tokenizer_for_ids(
         ]
     )
     return make_tokenizer(backend, "ids", {"mask_token": "[MASK]", "pad_token": "[PAD]"})
+
+
+def check_largest_id(largest: int, where: str) -> None:
+    """Raise ValueError where an id, found `where`, is none of the largest vocabulary that is made for ids."""
+    if largest >= MAX_IDS:
+        raise ValueError(
+            f"{where} holds id {largest}, and the largest vocabulary has {MAX_IDS:,}; renumber the ids from 0, without "
+            "gaps, or see whether it stands for a value that is missing"
+        )
 
 
 def single_letters(letters: Iterable[str]) -> models.BPE:
