@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from mlm_pytorch.data import lines
 from mlm_pytorch.data.formats.record import Document
 from mlm_pytorch.doctor import sample as sampling
+from mlm_pytorch.doctor import tolerant
 from mlm_pytorch.doctor.sample import Spread, count_repeats, draw_sample, merge_samples, places
+from mlm_pytorch.doctor.tolerant import Tolerant
 
 
 @given(
@@ -80,7 +82,7 @@ def test_a_large_file_is_read_in_ranges_each_line_once(large):
 
 
 def test_ranges_that_cover_a_file_give_every_line(large):
-    corpus = sampling.Tolerant([large])
+    corpus = Tolerant([large])
     size, found = large.stat().st_size, []
     for start in range(0, size, 10_007):
         found += [d.text for d in corpus.read_range(corpus.files[0], start, min(10_007, size - start))]
@@ -134,7 +136,7 @@ def test_what_cannot_be_read_takes_no_more_time(tmp_path, monkeypatch):
 
 
 def test_a_file_without_line_ends_takes_no_memory(tmp_path, monkeypatch):
-    for module in (sampling, lines):
+    for module in (tolerant, lines):
         monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 1 << 14)
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:
