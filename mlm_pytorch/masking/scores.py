@@ -9,6 +9,8 @@ same scores select the same positions on every device and under every layout.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,9 @@ def draw_scores(like: Tensor, generator: torch.Generator | None = None) -> Tenso
     length = like.shape[-1] if like.dim() else 1
     if length > MAX_POSITIONS:
         raise ValueError(f"length {length} exceeds {MAX_POSITIONS} positions; cut the input into shorter pieces")
-    bits = torch.randint(0, 1 << 32, like.shape, generator=generator, device=like.device, dtype=torch.int64)
+    # torch.compile takes no symbolic shape where a generator is named, be it None
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    bits = torch.randint(0, 1 << 32, like.shape, device=like.device, dtype=torch.int64, **given)
     return bits.bitwise_left_shift_(POSITION_BITS).bitwise_or_(torch.arange(length, device=like.device))
 
 

@@ -163,7 +163,7 @@ class MLM(nn.Module):
         self._check_input(seq, labels)
         corrupted = self.corrupt(seq) if labels is None else self._as_corrupted(seq, labels)
         positions_K = self._positions(corrupted.selected, exact=labels is not None or return_output)
-        labels_K = corrupted.labels.flatten().index_select(0, positions_K)
+        labels_K = corrupted.labels.flatten().index_select(0, positions_K).long()
 
         logits_KV = self._logits_at(positions_K, corrupted.input_ids, self._with_pad_mask(seq, kwargs))
         self._check_width(logits_KV.shape[-1], labels_K)
@@ -255,6 +255,8 @@ class MLM(nn.Module):
             return flat.nonzero().squeeze(1)
         rows, length = selected.shape
         bound = masking.max_selected([length] * rows, mask_rate(self.mask_prob, self.progress))
+        if bound == flat.numel():  # in order: that many logits pass for dense ones, which are indexed by these
+            return torch.arange(bound, device=selected.device)
         return flat.to(torch.uint8).argsort(descending=True, stable=True)[:bound]  # spare slots hold no label
 
     def _with_pad_mask(self, seq: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def test_positions_are_bounded_without_asking_the_device(plain, ids, monkeypatch
     assert len(bounded) == 4 * 8  # ceil(0.3 * 24) a row
     assert torch.equal(bounded[: len(exact)], exact)
     assert not selected.flatten()[bounded[len(exact) :]].any()
+    everywhere = MLM(plain, 0.99)._positions(selected, exact=False)
+    assert everywhere.tolist() == list(range(4 * 24)), "gathered or dense, logits then are in the same order"
 
 
 # --- padding masks
@@ -305,6 +307,19 @@ def test_torch_compile(make_plain, ids, which):
         torch.manual_seed(seed)
         loss = compiled(ids)
         torch.testing.assert_close(loss, loss_and_gradients(reference, ids, seed)[0], rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("mask_prob", [0.3, 0.99, 1.0])
+def test_torch_compile_at_any_rate_and_length(make_plain, ids, mask_prob):
+    torch._dynamo.reset()
+    transformer = make_plain()
+    reference = MLM(transformer, mask_prob, dense=True)
+    compiled = torch.compile(MLM(transformer, mask_prob), backend="eager")
+    for seed, batch in enumerate((ids, ids[:, :17], ids[:, :9], ids[:, :9].int())):
+        loss = loss_and_gradients(compiled, batch, seed)[0]
+        torch.testing.assert_close(loss, loss_and_gradients(reference, batch, seed)[0], rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
 
 
