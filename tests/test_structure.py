@@ -13,17 +13,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlm_pytorch"
 
 # Each room, and the rooms that it may import besides itself. The rooms at the edge may import all.
-TRAINS = {"objective", "data", "encoder", "masking", "tokens"}
+TRAINS = {"objective", "data", "encoder", "masking", "modes", "tokens"}
 MAY_IMPORT: dict[str, set[str]] = {
     "tokens": set(),
+    "modes": set(),
     "masking": {"tokens"},
     "data": {"tokens"},
     "encoder": {"tokens"},
-    "objective": {"masking", "tokens"},
+    "objective": {"masking", "modes", "tokens"},
     "training": TRAINS,
     "adaptation": {"data", "encoder", "tokens"},
     "evaluation": TRAINS,
-    "huggingface": {"encoder", "masking", "tokens"},
+    "huggingface": {"encoder", "masking", "modes", "tokens"},
 }
 EDGE = {"__init__", "__main__", "cli", "demo", "doctor", "report", "play"}
 NO_ROOM = {"utils", "util", "helpers", "common", "misc"}

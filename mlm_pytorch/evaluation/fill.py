@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mlm_pytorch.data.tokenizer import Tokenizer
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.objective.head import find_head, logits_at
-from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.tokens import SpecialTokens
 
 

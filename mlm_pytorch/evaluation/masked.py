@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mlm_pytorch.data.packing import Pack
 from mlm_pytorch.evaluation.breakdown import Breakdown
 from mlm_pytorch.masking import millionths
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.objective.head import find_head
-from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_logits
 from mlm_pytorch.tokens import SpecialTokens
 

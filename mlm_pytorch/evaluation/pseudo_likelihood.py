@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation.rows import RowLogits, row_logits
 from mlm_pytorch.masking.words import derive_words
-from mlm_pytorch.objective.modes import evaluating
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.tokens import SpecialTokens, WordTable
 
 Variant = Literal["original", "word-l2r"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.huggingface.folder import CONFIG, TIED, WEIGHTS
 from mlm_pytorch.huggingface.masked_lm import load_through_transformers, quiet
+from mlm_pytorch.modes import evaluating, full_precision
 from mlm_pytorch.tokens import SpecialTokens
 
 # Real pieces are read back from ids, so they went through the tokenizer's normalizer; this did not. Letters with
@@ -326,14 +327,9 @@ def check_weights(model: nn.Module, special: SpecialTokens, folder: Path, sample
         raise ValueError(f"the export in {folder} does not load cleanly: {strange}")
     ids_BL, mask_BL = (x.to(device) for x in _rows(model, special, sample))
     reference = model if all(p.dtype == torch.float32 for p in model.parameters()) else copy.deepcopy(model).float()
-    precision, was_training = torch.get_float32_matmul_precision(), reference.training
-    torch.set_float32_matmul_precision("highest")
-    try:
-        ours = _logits(reference.eval()(ids_BL, attention_mask=mask_BL))
+    with full_precision(), evaluating(reference):
+        ours = _logits(reference(ids_BL, attention_mask=mask_BL))
         theirs = _logits(loaded.to(device).eval()(input_ids=ids_BL, attention_mask=mask_BL))
-    finally:
-        reference.train(was_training)
-        torch.set_float32_matmul_precision(precision)
     difference = float((ours - theirs)[mask_BL.bool()].abs().max())
     if not difference <= TOLERANCE:  # NaN is no match either
         raise ValueError(

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.objective.head import find_head, logits_at, logits_of, seen_from_outside
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
-from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import Pack, PackMasker, moved, rounded_targets
 from mlm_pytorch.objective.verify import SHAPE_ERRORS, first_line, verify_head
 from mlm_pytorch.tokens import SpecialTokens

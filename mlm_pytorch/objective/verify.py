@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlm_pytorch.modes import evaluating, full_precision
 from mlm_pytorch.objective.head import find_head, gathered_before, logits_of, name_of, resolve
-from mlm_pytorch.objective.modes import evaluating
 
 TOLERANCE = 1e-4  # relative to the largest entry, and to 1
 NOISE = 0.02  # the usual scale of initial weights
@@ -171,20 +171,18 @@ class _Bench:
         """Evaluation mode, full precision, and everything put back as it was."""
         grads = {parameter: parameter.grad for parameter in self.transformer.parameters()}
         device = self.input_ids.device
-        precision = torch.get_float32_matmul_precision()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(evaluating(self.transformer))
+            stack.enter_context(full_precision())
             try:
-                torch.set_float32_matmul_precision("highest")
                 for parameter in grads:
                     parameter.grad = None
                 yield
             finally:
                 for parameter, grad in grads.items():  # Reformer's own backward adds to these, copies or not
                     parameter.grad = grad
-                torch.set_float32_matmul_precision(precision)
 
     def run(self) -> Tensor:
         torch.manual_seed(0)  # models that draw random numbers even in evaluation draw the same ones each time

@@ -17,7 +17,7 @@ from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation.fill import Candidate, likeliest, masked_probabilities, masks_understood, token_text
 from mlm_pytorch.evaluation.pseudo_likelihood import BATCH_TOKENS
 from mlm_pytorch.evaluation.rows import row_logits
-from mlm_pytorch.objective.modes import evaluating
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.play.words import Span, trim, words_of
 
 Kind = Literal["word", "mask", "unknown", "bare"]

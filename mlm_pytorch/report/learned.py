@@ -17,8 +17,8 @@ from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation import Breakdown, Group, MaskedResult, masked_loss
 from mlm_pytorch.evaluation.masked import EVALUATION_SEED
 from mlm_pytorch.masking import millionths
+from mlm_pytorch.modes import evaluating
 from mlm_pytorch.objective.head import find_head
-from mlm_pytorch.objective.modes import evaluating
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_logits
 from mlm_pytorch.tokens import WordTable
 

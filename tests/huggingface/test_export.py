@@ -125,6 +125,7 @@ def test_older_keys_stand_beside_the_new(exported):
 def test_the_check_draws_no_random_numbers_and_changes_no_precision(exported):
     model, folder = exported
     model.train()
+    model.model.layers[0].eval()  # a part that its owner keeps asleep
     torch.set_float32_matmul_precision("high")
     before = torch.get_rng_state()
     try:
@@ -132,7 +133,17 @@ def test_the_check_draws_no_random_numbers_and_changes_no_precision(exported):
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and not model.model.layers[0].training
+
+
+def test_the_check_where_precision_was_set_for_one_backend(exported):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # after which torch does not tell the setting for all
+    try:
+        checked().check(*exported)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def damage(folder: Path, change) -> None:
