@@ -128,7 +128,7 @@ def takes_positions(transformer: nn.Module) -> bool:
 
 
 def bare_module(transformer: nn.Module) -> nn.Module:
-    """The transformer itself, out of what torch.compile and DistributedDataParallel put around it."""
+    """The transformer itself, out of what torch.compile, DistributedDataParallel and FSDP put around it."""
     for part in seen_from_outside(transformer, "").split(".")[:-1]:
         transformer = getattr(transformer, part)
     return transformer
@@ -142,22 +142,30 @@ def seen_from_outside(transformer: nn.Module, name: str) -> str:
     """
     prefix = ""
     while True:
-        if hasattr(transformer, "_orig_mod"):  # torch.compile
-            transformer, prefix = transformer._orig_mod, prefix + "_orig_mod."  # pyright: ignore[reportAssignmentType]
-        elif isinstance(transformer, nn.parallel.DistributedDataParallel):
-            transformer, prefix = transformer.module, prefix + "module."
-        else:
+        # Among its own parts: each wrapper answers for what it wraps, so hasattr() would see another one through it.
+        held = [part for part in ("_orig_mod", "_fsdp_wrapped_module") if part in transformer._modules]
+        if isinstance(transformer, nn.parallel.DistributedDataParallel):
+            held = ["module"]
+        if not held:
             return prefix + name
+        transformer, prefix = getattr(transformer, held[0]), f"{prefix}{held[0]}."
 
 
 @contextmanager
 def gathered_before(transformer: nn.Module, head: Head, positions_K: Tensor) -> Iterator[None]:
     """Within this context, the head receives the given positions only: (1, K, D) of (B, L, D), (K, D) of (T, D)."""
+    with changed_before(transformer, head, lambda hidden: _gather(hidden, positions_K)):
+        yield
+
+
+@contextmanager
+def changed_before(transformer: nn.Module, head: Head, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context, the head receives other hidden states: what `change` makes of them."""
     target = resolve(transformer, head)
     if isinstance(target, nn.Module):
 
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            return _gather_first(positions_K, args, kwargs)
+            return _change_first(change, args, kwargs)
 
         handle = target.register_forward_pre_hook(before, with_kwargs=True)
         try:
@@ -168,16 +176,16 @@ def gathered_before(transformer: nn.Module, head: Head, positions_K: Tensor) -> 
         assert isinstance(head, str)
         owner_name, _, attribute = head.rpartition(".")
         owner = resolve(transformer, owner_name) if owner_name else transformer
-        with _replaced(owner, attribute, _gathering(target, positions_K)):
+        with _replaced(owner, attribute, _changing(target, change)):
             yield
 
 
-def _gathering(function: Callable[..., Any], positions_K: Tensor) -> Callable[..., Any]:
-    def gathering(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _gather_first(positions_K, args, kwargs)
+def _changing(function: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def changing(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _change_first(change, args, kwargs)
         return function(*args, **kwargs)
 
-    return gathering
+    return changing
 
 
 @contextmanager
@@ -194,14 +202,14 @@ def _replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
             delattr(owner, attribute)
 
 
-def _gather_first(positions_K: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Gather the first float tensor among the arguments: the hidden states."""
+def _change_first(change: Callable[[Tensor], Tensor], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Change the first float tensor among the arguments: the hidden states."""
     for index, value in enumerate(args):
         if isinstance(value, Tensor) and value.is_floating_point():
-            return (*args[:index], _gather(value, positions_K), *args[index + 1 :]), kwargs
+            return (*args[:index], change(value), *args[index + 1 :]), kwargs
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            return args, {**kwargs, name: _gather(value, positions_K)}
+            return args, {**kwargs, name: change(value)}
     raise ValueError("the head got no hidden states to gather from; give another module as head=")
 
 

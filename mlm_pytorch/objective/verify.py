@@ -5,9 +5,13 @@ two rows of the user's batch, dense and sparse, and compares logits and gradient
 model runs, it also moves the place where positions are gathered back, module by module, while nothing changes: a BERT
 then gathers before the transform of its head, not only before the last projection.
 
+What is true of today's weights must stay true. A last attention that starts out shut, by a gate or by a factor that
+grows, changes nothing yet. So hidden states at all other positions are also made NaN: what looks there at all passes
+that on, since zero times NaN is NaN.
+
 The check works on float32 copies of parameters and buffers, so that neither the model nor its gradients are touched.
-The copies carry some noise: a model whose last attention starts out at zero would otherwise seem to treat positions
-alone. Its cost is a few forward passes and two backward ones over two rows, once.
+The copies carry some noise, since weights at zero have nothing to compare. Its cost is a few forward passes and two
+backward ones over two rows, once.
 """
 
 # B batch, L length, K selected positions, D width, V vocabulary
@@ -25,9 +29,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlm_pytorch.modes import evaluating, full_precision
-from mlm_pytorch.objective.head import find_head, gathered_before, logits_of, name_of, resolve
+from mlm_pytorch.objective.head import changed_before, find_head, gathered_before, logits_of, name_of, resolve
 
-TOLERANCE = 1e-4  # relative to the largest entry, and to 1
+TOLERANCE = 1e-4  # relative to the largest entry
+ROUNDING = 1e-6  # relative to the largest entry of all gradients: what is left of one that is zero
 NOISE = 0.02  # the usual scale of initial weights
 MIN_TOKENS = 8  # below this, too few positions are left out for a comparison to mean anything
 
@@ -72,29 +77,37 @@ def verify_head(
 
     Raises whatever the model raises on this input by itself.
     """
-    if any(type(p).__name__ == "DTensor" for p in transformer.parameters()):
+    if _is_sharded(transformer):
         return Verdict(None, "its parameters are sharded already; call mlm.verify(seq) before sharding")
     with torch.inference_mode(False), (bench := _Bench(transformer, input_ids, kwargs)).quiet():
         calls, counts = bench.measure_dense()
+        if bench.dense.shape[:-1] != bench.input_ids.shape:  # rows of it would meet the labels of other positions
+            shapes = f"{tuple(bench.dense.shape)} for ids {tuple(bench.input_ids.shape)}"
+            return Verdict(None, f"it returned logits {shapes}, where one row per id is wanted")
         if not bench.dense.isfinite().all():
             return Verdict(None, "its logits are not finite")
-        chosen, reason = None, "no output head was found"
+        places, reason = [], "no output head was found"
         if head is None:
-            chosen = _walk_back(bench, _chain(calls), counts)
-        if chosen is None:
+            places = _walk_back(bench, _chain(calls), counts)
+        if not places:
             guess = head if head is not None else find_head(transformer, num_tokens)
             if guess is not None:
                 name = name_of(transformer, guess)
                 reason = _obstacle(transformer, name, counts) or bench.difference(name)
-                chosen = name if not reason else None
-        if chosen is None:
-            return Verdict(None, reason)
-        try:
-            reason = bench.gradient_difference(chosen)
-        except AssertionError:  # Reformer goes backward in training mode only; both paths draw the same dropout
-            transformer.train()
-            reason = bench.gradient_difference(chosen)
-        return Verdict(None, reason) if reason else Verdict(chosen)
+                places = [] if reason else [name]
+        for place in places:
+            reason = bench.gradient_difference(place)
+            if not reason:
+                return Verdict(place)
+        return Verdict(None, reason)
+
+
+def _is_sharded(transformer: nn.Module) -> bool:
+    """Whether weights are in other hands: those of tensor parallelism, of fully_shard, or of FullyShardedDataParallel,
+    be it around the whole. The last two flag each module that they hold, for torch's compiler.
+    """
+    flags = (getattr(module, "_is_fsdp_managed_module", False) for module in transformer.modules())
+    return any(flags) or any(type(p).__name__ == "DTensor" for p in transformer.parameters())
 
 
 def _chain(calls: list[_Call]) -> list[_Call]:
@@ -104,18 +117,18 @@ def _chain(calls: list[_Call]) -> list[_Call]:
     return calls
 
 
-def _walk_back(bench: _Bench, calls: list[_Call], counts: Counter[nn.Module]) -> str | None:
-    """The earliest of the model's last modules before which gathering changes nothing."""
-    chosen = None
+def _walk_back(bench: _Bench, calls: list[_Call], counts: Counter[nn.Module]) -> list[str]:
+    """Those of the model's last modules before which gathering changes no logits, the earliest first."""
+    places = []
     for call in reversed(calls):
         if not bench.takes_positions(call.hidden):
-            if chosen is None:
+            if not places:
                 continue  # such as a second head for whole sequences
             break
         if _obstacle(bench.transformer, call.name, counts) or bench.difference(call.name):
             break
-        chosen = call.name
-    return chosen
+        places.insert(0, call.name)
+    return places
 
 
 def _obstacle(transformer: nn.Module, name: str, counts: Counter[nn.Module]) -> str:
@@ -204,19 +217,36 @@ class _Bench:
 
     @torch.no_grad()
     def difference(self, name: str) -> str:
-        """How the logits differ where positions are gathered before a module; empty where they don't."""
+        """How the logits differ where positions are gathered before a module, or that they could; empty otherwise."""
         try:
             with gathered_before(self.transformer, name, self.positions_K):
                 sparse = self.run()
+            with changed_before(self.transformer, name, self._unknown_elsewhere):
+                alone = self._at_positions(self.run())
         except SHAPE_ERRORS as error:
             return f"its head {name!r} does not take some positions alone ({first_line(error)})"
         wanted = self._at_positions(self.dense)
         if sparse.numel() != wanted.numel():
             return f"with positions gathered before {name!r} it returned {tuple(sparse.shape)}"
-        return _difference(f"logits with positions gathered before {name!r}", sparse.reshape(wanted.shape), wanted)
+        reason = _difference(f"logits with positions gathered before {name!r}", sparse.reshape(wanted.shape), wanted)
+        if not reason and not alone.isfinite().all():
+            reason = f"its head {name!r} looks at other positions, though nothing comes of it yet"
+        return reason
+
+    def _unknown_elsewhere(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        known = rows.index_select(0, self.positions_K)
+        return torch.full_like(rows, float("nan")).index_copy(0, self.positions_K, known).view_as(hidden)
 
     def gradient_difference(self, name: str) -> str:
         """How the gradients of any weight differ; empty where they don't."""
+        try:
+            return self._gradient_difference(name)
+        except AssertionError:  # Reformer goes backward in training mode only; both paths draw the same dropout
+            self.transformer.train()
+            return self._gradient_difference(name)
+
+    def _gradient_difference(self, name: str) -> str:
         trained = {key: value for key, value in self.weights.items() if value.requires_grad}
         weights_KV = torch.randn(len(self.positions_K), self.dense.shape[-1], generator=self.generator)
         weights_KV = (weights_KV / len(self.positions_K)).to(self.dense.device)
@@ -228,10 +258,11 @@ class _Bench:
             wanted = gradients(self._at_positions(self.run()))
             with gathered_before(self.transformer, name, self.positions_K):
                 got = gradients(self.run().reshape(weights_KV.shape))
+        noise = ROUNDING * max((float(b.abs().max()) for b in wanted if b is not None and b.numel()), default=0.0)
         for key, a, b in zip(trained, got, wanted, strict=True):
             if (a is None) != (b is None):
                 return f"{key} gets a gradient on one path only"
-            if a is not None and b is not None and (reason := _difference(f"the gradient of {key}", a, b)):
+            if a is not None and b is not None and (reason := _difference(f"the gradient of {key}", a, b, noise)):
                 return reason
         return ""
 
@@ -279,10 +310,10 @@ def _mixed(input_ids: Tensor, transformer: nn.Module, generator: torch.Generator
     return torch.where(keep.to(input_ids.device), input_ids, drawn.to(input_ids))
 
 
-def _difference(what: str, got: Tensor, wanted: Tensor) -> str:
+def _difference(what: str, got: Tensor, wanted: Tensor, noise: float = 0.0) -> str:
     if not wanted.numel():  # a weight without elements, as MobileBERT may have
         return ""
-    allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+    allowed = max(noise, TOLERANCE * float(wanted.abs().max()))
     difference = float((got - wanted).abs().max())
     return "" if difference <= allowed else f"{what} differ by {difference:.2g} (allowed {allowed:.2g})"
 

@@ -1,5 +1,7 @@
 """Two processes on one machine: gradients are those of both batches, and no rank waits for one without targets."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,6 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from mlm_pytorch.objective import MLM
+from mlm_pytorch.objective.head import bare_module
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without distributed")
 
@@ -34,6 +37,8 @@ def worker(rank, meeting_place):
     try:
         for how in ("outside", "inside", "sharded"):  # in one process: starting one costs more than running it
             run(rank, how)
+        for how in ("outside", "inside", "verified"):
+            run_in_flat_shards(rank, how)
     finally:
         dist.destroy_process_group()
 
@@ -68,6 +73,38 @@ def sharded():
     with pytest.warns(UserWarning, match=r"sharded already; call mlm.verify\(seq\) before sharding"):
         late.verify(batch(0))
     return model
+
+
+def run_in_flat_shards(rank, how):
+    """FullyShardedDataParallel, some blocks in units of their own: the loss is right, and no weight is touched."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    settings = {"use_orig_params": True, "device_id": torch.device("cpu")}
+
+    def shard(module):
+        return FullyShardedDataParallel(module, auto_wrap_policy=ModuleWrapPolicy({nn.Linear}), **settings)
+
+    bare = make()
+    if how == "inside":
+        model = MLM(shard(bare))
+        assert bare_module(model.transformer) is bare
+    else:
+        inner = MLM(bare)
+        if how == "verified":
+            assert inner.verify(batch(0)).head is not None
+        model = shard(inner)
+    reference = MLM(make(), dense=True)
+    torch.manual_seed(rank)
+    refused = warnings.catch_warnings() if how == "verified" else pytest.warns(UserWarning, match="sharded already")
+    with refused:
+        loss = model(batch(rank))
+    torch.manual_seed(rank)
+    torch.testing.assert_close(loss, reference(batch(rank)))
+    whole = model.transformer if how == "inside" else model
+    with FullyShardedDataParallel.summon_full_params(whole):
+        for parameter, original in zip(bare.parameters(), make().parameters(), strict=True):
+            assert torch.equal(parameter, original)
 
 
 def test_two_processes(tmp_path):

@@ -33,6 +33,59 @@ def test_attention_that_starts_at_zero_does_not_pass_for_a_head(make_x_transform
     assert verify_head(model, ids, {}).head == "to_logits"
 
 
+class Gated(nn.Module):
+    """A last layer that mixes positions, behind a gate that is shut at first."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.attention, self.gate = nn.MultiheadAttention(8, 2, batch_first=True), gate
+        self.weight = nn.Parameter(torch.full((1,), -6.0 if gate == "sigmoid" else 0.0))
+        self.register_buffer("ramp", torch.zeros(1))
+        self.factor = 0.0
+
+    def forward(self, x):
+        opening = {"sigmoid": self.weight.sigmoid(), "weight": self.weight, "buffer": self.ramp, "float": self.factor}
+        return x + opening[self.gate] * self.attention(x, x, x, need_weights=False)[0]
+
+    def open(self):
+        self.weight.data.fill_(1.0)
+        self.ramp.fill_(1.0)
+        self.factor = 1.0
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "weight", "buffer", "float"])
+def test_a_layer_that_is_shut_for_now_does_not_pass_for_a_head(gate, ids):
+    model = nn.Sequential(nn.Embedding(V, 8), Gated(gate), nn.LayerNorm(8), nn.Linear(8, V))
+    assert verify_head(model, ids, {}, head="1").head is None
+    mlm, dense = MLM(model), MLM(model, dense=True)
+    assert mlm.verify(ids).head == "2"
+    model[1].open()
+    losses = []
+    for each in (mlm, dense):
+        torch.manual_seed(3)
+        losses.append(each(ids))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    "laid_out", [lambda x: x.transpose(0, 1), lambda x: torch.cat([x[:, :1], x], 1), lambda x: x.flatten(0, 1)]
+)
+def test_logits_laid_out_unlike_the_ids(laid_out, ids):
+    class Otherwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(V, 8), nn.Linear(8, V)
+
+        def forward(self, ids):
+            return self.out(laid_out(self.embed(ids)))
+
+    verdict = verify_head(Otherwise(), ids, {})
+    assert verdict.head is None
+    assert "for ids (2, 24), where one row per id is wanted" in verdict.reason
+    with pytest.raises(ValueError, match=r"for ids \(4, 24\); return one row of logits per id, \(B, L, V\)"):
+        MLM(Otherwise())(ids)
+
+
 def test_rows_of_one_token_tell_enough(make_x_transformer):
     assert verify_head(make_x_transformer(use_abs_pos_emb=False), torch.full((2, 16), 5), {}).head == "to_logits"
 
@@ -150,6 +203,24 @@ def test_a_smaller_part_of_such_a_head_may_do(ids):
     assert verify_head(Model("looks around"), ids, {}).head == "head.linear"
 
 
+def test_a_later_place_where_gradients_agree(ids):
+    class Scaling(nn.Module):
+        def forward(self, x):
+            return Scaled.apply(x)
+
+    assert verify_head(nn.Sequential(nn.Embedding(V, 8), Scaling(), nn.Linear(8, V)), ids, {}).head == "2"
+
+
+def test_differences_count_by_the_size_of_what_differs(ids):
+    class Small(Model):
+        def forward(self, ids):
+            return 1e-5 * super().forward(ids)
+
+    assert "differ by" in verify_head(Small("looks around"), ids, {}, head="head").reason
+    assert "gradient of embed.weight differ" in verify_head(Small("gradient"), ids, {}, head="head").reason
+    assert verify_head(Small(""), ids, {}).head == "head"
+
+
 def test_a_head_called_twice(ids):
     class Twice(Model):
         def forward(self, ids):
@@ -201,6 +272,14 @@ def test_mixture_of_softmaxes_is_dense_and_right(make_x_transformer, ids):
     loss = mlm(ids)
     torch.manual_seed(3)
     assert loss == dense(ids)
+
+
+def test_where_precision_was_set_for_one_backend(plain, ids):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # after which torch does not tell the setting for all
+    try:
+        assert verify_head(plain, ids, {}).head == "norm"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_works_in_inference_mode_and_under_autocast(make_bert, ids):
