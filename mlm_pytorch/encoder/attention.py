@@ -55,9 +55,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
 def band(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) bool: who is at most `window` positions away."""
+    """(length, length) bool: who is at most `window` positions away. Kept for the next call."""
+    near = _kept_band(length, window, device)
+    if type(near) is not Tensor:  # of torch.export or a FakeTensorMode: without values, no use to others
+        _kept_band.cache_clear()
+    return near
+
+
+@lru_cache(maxsize=64)
+def _kept_band(length: int, window: int, device: torch.device) -> Tensor:
     position = torch.arange(length, device=device)
     return (position[:, None] - position).abs() <= window
 
