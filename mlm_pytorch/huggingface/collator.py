@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -49,8 +50,9 @@ class MLMCollator:
         random_replace_prob, and the rest stay.
       pad_to_multiple_of: round the padded length up.
       return_tensors: "pt" or "np"; both give the same masks.
-      seed: draw masks from a stream of its own, else from torch's global generator. In loader workers the stream also
-        depends on the worker's number and on how often it was started, so that epochs differ and runs do not.
+      seed: draw masks from a stream of its own, else from torch's global generator. The stream also depends on the
+        process's rank (`RANK`, as torchrun sets it), and in loader workers on the worker's number and on how often it
+        was started, so that ranks and epochs differ and runs do not. It begins anew when a run is resumed.
     and ours, by name:
       selection: "tokens", "words", "spans", "ngrams", or a function with the arguments of `masking.select_tokens`.
       padding: True or "longest"; "max_length" (up to `max_length`); False for examples of one length.
@@ -118,6 +120,16 @@ class MLMCollator:
             batch = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in batch.items()}
         return BatchEncoding(batch)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the stream as an array: a loader worker that is spawned cannot read a torch generator."""
+        return self.__dict__ | {"_stream": None if self._stream is None else self._stream.get_state().numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if state["_stream"] is not None:
+            self._stream = torch.Generator()
+            self._stream.set_state(torch.from_numpy(state["_stream"]))
+
     def _mask(self, input_ids: Tensor, maskable: Tensor) -> masking.Corrupted:
         scores = masking.draw_scores(input_ids, self._generator())
         selected = self._select(scores, input_ids, maskable, masking.millionths(self.mlm_probability))
@@ -133,7 +145,7 @@ class MLMCollator:
         )
 
     def _generator(self) -> torch.Generator | None:
-        """The stream of (seed, worker, how often a worker of that number was started); None without a seed.
+        """The stream of (seed, rank, worker, how often a worker of that number was started); None without a seed.
 
         A loader forgets its workers after each epoch, and they begin with what the main process holds. A stream of
         (seed, worker) alone would thus repeat the same masks every epoch.
@@ -143,11 +155,11 @@ class MLMCollator:
         worker = torch.utils.data.get_worker_info()
         owner = None if worker is None else worker.seed
         if self._stream is None or owner != self._stream_of:
-            key = [self.seed % 2**64, 0, 0]
+            key = [self.seed % 2**64, int(os.environ.get("RANK") or 0), 0, 0]
             if worker is not None:
                 assert self._starts is not None
                 slot = worker.id % _WORKER_SLOTS
-                key[1:] = [worker.id + 1, int(self._starts[slot])]
+                key[2:] = [worker.id + 1, int(self._starts[slot])]
                 self._starts[slot] += 1
             self._stream = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             self._stream_of = owner

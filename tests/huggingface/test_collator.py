@@ -398,6 +398,27 @@ def test_workers_do_not_inherit_the_main_process_stream(tokenizer):
     assert not torch.equal(labels[:2], labels[2:])
 
 
+def test_workers_that_are_spawned_after_the_main_process_drew(tokenizer):
+    examples = examples_of(*[200] * 4)
+    used, unused = MLMCollator(tokenizer, seed=42), MLMCollator(tokenizer, seed=42)
+    used(examples)
+    spawned = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    labels = epoch_of(DataLoader(examples, batch_size=2, collate_fn=used, **spawned))
+    assert torch.equal(labels, epoch_of(DataLoader(examples, batch_size=2, collate_fn=unused, num_workers=1)))
+
+
+def test_ranks_draw_other_masks(tokenizer, monkeypatch):
+    examples = examples_of(200)
+
+    def labels_of(rank):
+        monkeypatch.setenv("RANK", rank)
+        return MLMCollator(tokenizer, seed=42)(examples)["labels"]
+
+    alone = MLMCollator(tokenizer, seed=42)(examples)["labels"]
+    assert torch.equal(labels_of("0"), alone) and torch.equal(labels_of("1"), labels_of("1"))
+    assert not torch.equal(labels_of("1"), alone) and not torch.equal(labels_of("1"), labels_of("2"))
+
+
 def test_copies_and_pickles(tokenizer):
     examples = examples_of(60)
     collator = MLMCollator(tokenizer, seed=42)
