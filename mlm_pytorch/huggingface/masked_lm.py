@@ -17,7 +17,7 @@ from mlm_pytorch.huggingface.folder import CONFIG, INDEX, WEIGHTS, load_encoder,
 
 
 def load_masked_lm(folder: Path) -> nn.Module:
-    """The masked language model in a run's folder or a Hugging Face folder, in float32.
+    """The masked language model in a run's folder or a Hugging Face folder, in float32 and in evaluation mode.
 
     Returns:
         The built-in `Encoder` for ModernBERT, else a `transformers` model, called with padded batches.
@@ -29,7 +29,7 @@ def load_masked_lm(folder: Path) -> nn.Module:
     folder = model_folder(folder)
     config = read_config(folder)
     if config.get("model_type") == "modernbert" and not (folder / INDEX).is_file() and _is_built_in(config):
-        return load_encoder(folder)
+        return load_encoder(folder).eval()
     _check_kind(folder, config)
     _check_size(folder)
     model, report = load_through_transformers(folder)

@@ -48,6 +48,8 @@ def derive_words(tokenizer: Any, num_tokens: int | None = None) -> WordTable:
     Raises ValueError for tokenizers whose ids hold no trace of word boundaries, and where num_tokens is too small.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):  # one of transformers that is written in Python, such as CANINE's
+        raise ValueError(_NO_TRACE.format(what=f"{type(tokenizer).__name__} has no backend of the tokenizers library"))
     spec = json.loads(backend.to_str())
     vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     size = max(vocab.values()) + 1

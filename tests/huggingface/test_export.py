@@ -84,7 +84,9 @@ def test_any_architecture_is_exported(tmp_path, name):
     export = checked()
     export(model, tmp_path)
     assert export.check(model, tmp_path) < 1e-4
-    back = load_masked_lm(tmp_path).state_dict()
+    loaded = load_masked_lm(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    back = loaded.state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(back[key], value)
     written = load_file(tmp_path / "model.safetensors")

@@ -267,5 +267,6 @@ def test_tokenizers_without_a_trace_are_refused():
     refused(tokenizer, "drops blanks")
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     refused(tokenizer, "cuts nothing")
+    refused(SimpleNamespace(), "SimpleNamespace has no backend of the tokenizers library")  # such as CANINE's
     with pytest.raises(ValueError, match="num_tokens 3 is less than the tokenizer's 1500"):
         derive_words(tokenizer_of("wordpiece"), num_tokens=3)
