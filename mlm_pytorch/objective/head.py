@@ -28,7 +28,8 @@ def find_head(transformer: nn.Module, num_tokens: int | None = None) -> Head | N
 
     Args:
         transformer: any module.
-        num_tokens: the vocabulary's size; without it, the size of the first embedding table.
+        num_tokens: the vocabulary's size. Without it, the size of the first embedding table; since that may be one of
+            positions, a Linear as wide then counts only where it is the last of all, or tied to a table.
 
     Returns:
         The module; the attribute's name where the head is a plain function; None where nothing was found. This is a
@@ -48,11 +49,13 @@ def find_head(transformer: nn.Module, num_tokens: int | None = None) -> Head | N
         return head
     if callable(head) and not isinstance(head, nn.Module):
         return "to_logits"
-    if num_tokens is None:
-        embedding = next((m for m in transformer.modules() if isinstance(m, nn.Embedding)), None)
-        num_tokens = embedding.num_embeddings if embedding is not None else None
-    linears = [m for m in transformer.modules() if isinstance(m, nn.Linear) and m.out_features == num_tokens]
-    return linears[-1] if linears else None
+    tables = [m for m in transformer.modules() if isinstance(m, nn.Embedding)]
+    width = num_tokens if num_tokens is not None else next((m.num_embeddings for m in tables), None)
+    linears = [m for m in transformer.modules() if isinstance(m, nn.Linear)]
+    found = next((m for m in reversed(linears) if m.out_features == width), None)
+    if found is None or num_tokens is not None:
+        return found
+    return found if found is linears[-1] or any(found.weight is m.weight for m in tables) else None
 
 
 def head_width(transformer: nn.Module, head: Head | None) -> int | None:

@@ -26,7 +26,7 @@ from mlm_pytorch.objective.head import (
     seen_from_outside,
 )
 from mlm_pytorch.objective.loss import cross_entropy
-from mlm_pytorch.objective.padded import known_pad_mask_argument, requires, sees_padding
+from mlm_pytorch.objective.padded import check_pad_token, known_pad_mask_argument, requires, sees_padding
 from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
 
@@ -68,7 +68,8 @@ class MLM(nn.Module):
         num_tokens: the vocabulary's size V; derived from the transformer's head where that tells it.
         random_token_prob: among the selected, the share shown as a random token. BERT's 80/10/10 is
             `replace_prob=0.9, random_token_prob=0.1`.
-        mask_token_id, pad_token_id: never selected, overwritten or drawn.
+        mask_token_id, pad_token_id: never selected, overwritten or drawn. The configuration of a Hugging Face model
+            names a padding id too, which has to be the same.
         mask_ignore_token_ids: nor these, such as [CLS] and [SEP].
         selection: "tokens", "words", "spans", "ngrams", or a function with the arguments of `masking.select_tokens`.
         words: the vocabulary's `WordTable`, for selections of whole words.
@@ -132,6 +133,7 @@ class MLM(nn.Module):
         self.num_tokens = num_tokens
         self._width = _vocabulary(bare, self._head_name, num_tokens)
         self._check_settings()
+        check_pad_token(bare, self.pad_mask_argument, pad_token_id)
         self._select, self._words = _selection(selection, words), words
 
         special = torch.tensor(sorted({*self.mask_ignore_token_ids, mask_token_id}))
@@ -326,7 +328,7 @@ class MLM(nn.Module):
         elif not 0 <= self.mask_token_id < self._width:
             raise ValueError(
                 f"mask_token_id {self.mask_token_id} is outside the vocabulary of num_tokens {self._width}; "
-                "pass the id of a token that the model knows"
+                "pass the id of a token that the model knows, or num_tokens= or head= where its vocabulary is another"
             )
 
     def _check_input(self, seq: Tensor, labels: Tensor | None) -> None:
@@ -363,7 +365,10 @@ class MLM(nn.Module):
         if low < 0:
             return f"id {low} is negative; token ids start at 0 (pad with pad_token_id {self.pad_token_id})"
         if self._width is not None and high >= self._width:
-            return f"id {high} is outside the vocabulary of num_tokens {self._width}; use the tokenizer of this model"
+            return (
+                f"id {high} is outside the vocabulary of num_tokens {self._width}; use the tokenizer of this model, or "
+                "pass num_tokens= or head= where its vocabulary is another"
+            )
         return None
 
     def _explain_labels(self, extremes: list[int]) -> str | None:

@@ -97,6 +97,17 @@ def known_pad_mask_argument(transformer: nn.Module) -> str | None:
     return "mask" if "x_transformers" in libraries else None
 
 
+def check_pad_token(transformer: nn.Module, mask_argument: str | None, pad_token_id: int) -> None:
+    """Raise ValueError where a Hugging Face model's configuration names another padding id: RoBERTa's is 1, not 0."""
+    own = getattr(getattr(transformer, "config", None), "pad_token_id", None)
+    if mask_argument == "attention_mask" and isinstance(own, int) and own >= 0 and own != pad_token_id:
+        name = type(transformer).__name__
+        raise ValueError(
+            f"pad_token_id {pad_token_id} is not the padding of {name}, whose config.pad_token_id is {own}; "
+            f"pass pad_token_id={own}, or build the model with pad_token_id={pad_token_id} in its config"
+        )
+
+
 def pad_mask_argument(transformer: nn.Module) -> str | None:
     """The argument that tells a transformer where tokens are (True or 1) and where padding is: as its library calls it,
     or the first of `PAD_MASK_ARGUMENTS` that its `forward` names. None for one that takes no mask.

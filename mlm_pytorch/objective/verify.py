@@ -73,7 +73,7 @@ def verify_head(
         input_ids: (B, L) int64, of which two rows are used. With fewer than ``MIN_TOKENS`` tokens nothing can be told.
         kwargs: the model's further arguments; tensors with B rows are cut with the ids.
         head: the only place to try, where the user named one.
-        num_tokens: the vocabulary's size, where known.
+        num_tokens: the vocabulary's size, where known; else the logits tell it.
 
     Raises whatever the model raises on this input by itself.
     """
@@ -90,7 +90,7 @@ def verify_head(
         if head is None:
             places = _walk_back(bench, _chain(calls), counts)
         if not places:
-            guess = head if head is not None else find_head(transformer, num_tokens)
+            guess = head if head is not None else find_head(transformer, num_tokens or bench.dense.shape[-1])
             if guess is not None:
                 name = name_of(transformer, guess)
                 reason = _obstacle(transformer, name, counts) or bench.difference(name)

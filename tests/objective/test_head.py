@@ -30,6 +30,15 @@ def test_last_linear_of_the_vocabulary_s_width():
     assert find_head(nn.Sequential(nn.Linear(3, 3))) is None
 
 
+def test_a_table_of_positions_in_front_misleads_nobody():
+    layers = [nn.Embedding(8, 8), nn.Embedding(30, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 30)]
+    assert find_head(nn.Sequential(*layers)) is None, "a Linear as wide as there are positions"
+    assert find_head(nn.Sequential(*layers), num_tokens=30) is layers[4]
+    tied = nn.Linear(8, 30)
+    tied.weight = layers[1].weight
+    assert find_head(nn.Sequential(layers[1], tied, nn.Linear(8, 2))) is tied
+
+
 def test_several_heads_are_none(make_x_transformer):
     assert find_head(make_x_transformer(num_output_heads=2)) is not None  # a Linear inside, for the check to refuse
     assert head_width(make_x_transformer(tie_embedding=True), "to_logits") == 61

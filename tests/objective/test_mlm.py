@@ -384,6 +384,39 @@ def test_settings_that_contradict(plain, settings, message):
         MLM(plain, **settings)
 
 
+class BesidePositions(nn.Module):
+    """As many positions as it is wide, their table in front of the tokens'; its head is tied, so no Linear is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.tokens = nn.Embedding(24, 24), nn.Embedding(V, 24)
+        self.mix = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+        return (x + self.mix(x)) @ self.tokens.weight.T
+
+
+def test_a_head_that_only_looks_like_one(ids):
+    with pytest.raises(
+        ValueError, match="outside the vocabulary of num_tokens 24; .*, or pass num_tokens= or head= where"
+    ):
+        MLM(BesidePositions())(ids)
+    with pytest.raises(
+        ValueError, match="30 is outside the vocabulary of num_tokens 24; .*, or num_tokens= or head= where"
+    ):
+        MLM(BesidePositions(), mask_token_id=30)
+    with pytest.warns(UserWarning, match="no output head was found"):
+        assert MLM(BesidePositions(), num_tokens=V)(ids) > 0
+
+
+def test_the_padding_id_of_a_model_s_own_configuration(make_bert, ids):
+    with pytest.raises(ValueError, match="pad_token_id 0 is not the padding of BertForMaskedLM, .* is 1; pass pad_to"):
+        MLM(make_bert(pad_token_id=1))
+    assert MLM(make_bert(pad_token_id=1), pad_token_id=1).pad_token_id == 1
+    assert MLM(make_bert(pad_token_id=None))(ids) > 0
+
+
 def test_a_mask_id_among_the_ignored_is_fine(plain, ids):
     assert MLM(plain, mask_token_id=2, mask_ignore_token_ids=[0, 1, 2, 3])(ids) > 0
 
