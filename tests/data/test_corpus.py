@@ -350,7 +350,7 @@ def test_missing_inputs(tmp_path):
         documents([tmp_path / "nowhere.txt"])
     with pytest.raises(ValueError, match=r"\*\.txt matches no file; check the pattern"):
         documents([tmp_path / "*.txt"])
-    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.a3m \.arrow"):
+    with pytest.raises(ValueError, match=r"holds no files at all; a folder is searched for \.a2m \.a3m \.afa \.arrow"):
         documents([tmp_path])
     write(tmp_path / "a.log", "x")
     with pytest.raises(ValueError, match=r"holds only '\.log'; .* glob such as '.*/\*\*/\*\.log'"):
