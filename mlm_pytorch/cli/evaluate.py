@@ -2,35 +2,27 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mlm_pytorch.cli.memory import keep_few_shapes
-from mlm_pytorch.cli.models import OpenedModel, open_model, printable
+from mlm_pytorch.cli.models import OpenedModel, look_at_model, open_model, printable
 from mlm_pytorch.cli.options import EvaluateConfig
-from mlm_pytorch.cli.store import held_out
-from mlm_pytorch.data.corpus import Corpus
-from mlm_pytorch.data.packing import Pack, sequential_packs
-from mlm_pytorch.data.store import MANIFEST, TokenStore
+from mlm_pytorch.cli.rulers import Ruler, check_held_out, open_files, settle_rulers, store_folder, text_tokens
+from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.evaluation import Breakdown, PieceStream, bits_per_byte, masked_loss, minimal_pairs
 from mlm_pytorch.evaluation.minimal_pairs import MinimalPair, read_minimal_pairs
 from mlm_pytorch.evaluation.probe import Task, probe, read_task
 from mlm_pytorch.masking.words import derive_words
 from mlm_pytorch.tokens import WordTable
-from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.device import native_precision
 from mlm_pytorch.training.metrics import Display
-from mlm_pytorch.training.run import CONFIG, STORE
-
-EVALUATION_PACK = 4096  # tokens computed at a time
 
 
 def evaluate_command(config: EvaluateConfig) -> None:
@@ -40,17 +32,25 @@ def evaluate_command(config: EvaluateConfig) -> None:
     task = read_task(config.probe_train, config.probe_test) if config.probe_train and config.probe_test else None
     keep_few_shapes(16)  # the least growth over a corpus, and a corpus is read once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reports = []
-    for folder in config.models:
-        opened = open_model(folder, config.factory)
-        opened.model.to(device)
-        with Display() as display:
-            report = _measure(opened, config, pairs, task, display)
-        if config.json:
-            print(json.dumps(report), flush=True)
-        reports.append(report)
-    if not config.json:
-        _show(reports, Console(highlight=False, markup=False))
+    models = [look_at_model(folder, config.factory) for folder in config.models]  # before hours are spent on the first
+    rulers: Sequence[Ruler | None] = [None] * len(models)
+    if _measures_loss(config):
+        rulers, said = settle_rulers(config, models)
+        for line in said:
+            Display().say(line)
+    reports: list[dict[str, Any]] = []
+    try:
+        for folder, ruler in zip(config.models, rulers, strict=True):
+            opened = open_model(folder, config.factory)
+            opened.model.to(device)
+            with Display() as display:
+                report = _measure(opened, ruler, config, pairs, task, display)
+            if config.json:
+                print(json.dumps(report), flush=True)
+            reports.append(report)
+    finally:  # what is measured is shown, whatever happens to the next model
+        if reports and not config.json:
+            _show(reports, Console(highlight=False, markup=False))
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -65,6 +65,8 @@ def _check(config: EvaluateConfig) -> None:
         raise ValueError("standard input can be read for one model only; name a file to compare several")
     if (config.probe_train is None) != (config.probe_test is None):
         raise ValueError("--probe-train and --probe-test go together; name a file for each")
+    if config.seq_len is not None and config.seq_len < 1:
+        raise ValueError(f"--seq-len {config.seq_len} is too small; give at least 3, for a token beside another")
     untouched = EvaluateConfig(models=())
 
     def given(*names: str) -> str | None:
@@ -85,11 +87,11 @@ def _check(config: EvaluateConfig) -> None:
             )
         return
     if option := given("seq_len", "column"):
-        store = next(filter(None, (_store_folder(folder, config.data) for folder in config.models)), None)
+        store = next(filter(None, (store_folder(folder, config.data) for folder in config.models)), None)
         if store is not None:
             raise ValueError(f"{option} is settled by the store {store}; leave it out, or name files with --data")
     if not config.data and len(config.models) > 1:
-        _check_held_out(config.models)
+        check_held_out(config.models)
 
 
 def _measures_loss(config: EvaluateConfig) -> bool:
@@ -99,6 +101,7 @@ def _measures_loss(config: EvaluateConfig) -> bool:
 
 def _measure(
     opened: OpenedModel,
+    ruler: Ruler | None,
     config: EvaluateConfig,
     pairs: list[MinimalPair] | None,
     task: Task | None,
@@ -106,8 +109,8 @@ def _measure(
 ) -> dict[str, Any]:
     """All that is asked for, of one model."""
     report: dict[str, Any] = {"model": str(opened.folder)}
-    if _measures_loss(config):
-        report |= _masked(opened, config, display)
+    if ruler is not None:
+        report |= _masked(opened, ruler, config, display)
     if pairs is not None:
 
         def show(done: int) -> None:
@@ -145,15 +148,13 @@ def _measure(
 # -- masked loss -------------------------------------------------------------------------------------------------------
 
 
-def _masked(opened: OpenedModel, config: EvaluateConfig, display: Display) -> dict[str, Any]:
+def _masked(opened: OpenedModel, ruler: Ruler, config: EvaluateConfig, display: Display) -> dict[str, Any]:
     """Loss, accuracy, bits per byte and their breakdown, on files as they are or on a store."""
-    store = _store(opened, config)
-    special = opened.tokenizer.special
+    store, special = ruler.store, opened.tokenizer.special
     words = _words(opened) if config.breakdown else None
     if store is None:
-        seq_len = min(config.seq_len or opened.seq_len, opened.max_seq_len)
-        corpus = Corpus(config.data, column=config.column)
-        stream = PieceStream(corpus, opened.tokenizer, seq_len, max(EVALUATION_PACK, seq_len))
+        corpus = open_files(config)
+        stream = PieceStream(corpus, opened.tokenizer, ruler.seq_len, ruler.capacity)
         packs, source = iter(stream), stream.source
 
         def show(done: int) -> None:
@@ -161,8 +162,7 @@ def _masked(opened: OpenedModel, config: EvaluateConfig, display: Display) -> di
             display.show("evaluating", min(1.0, share), f"{done:,} tokens")
     else:
         stream = None
-        packs = _store_packs(store, opened)
-        source = store.source
+        packs, source = sequential_packs(store, ruler.capacity), store.source
 
         def show(done: int) -> None:
             display.show("evaluating", min(1.0, done / store.num_tokens), f"{done:,} tokens")
@@ -178,11 +178,12 @@ def _masked(opened: OpenedModel, config: EvaluateConfig, display: Display) -> di
         breakdown=breakdown,
     )
     if stream is not None:
-        num_tokens, num_bytes = stream.num_tokens, stream.num_bytes
+        split, documents, num_tokens, num_bytes = None, stream.num_documents, stream.num_tokens, stream.num_bytes
     else:
         assert store is not None
-        num_tokens, num_bytes = _text_tokens(store), store.manifest.splits[store.split].bytes
-    report = asdict(result)
+        info = store.manifest.splits[store.split]
+        split, documents, num_tokens, num_bytes = store.split, info.documents, text_tokens(info), info.bytes
+    report = asdict(result) | {"seq_len": ruler.seq_len, "split": split, "documents": documents}
     report["bits_per_byte"] = bits_per_byte(result.loss, num_tokens, num_bytes) if num_bytes else None
     if breakdown is not None:
         groups = breakdown.groups()
@@ -199,84 +200,6 @@ def _words(opened: OpenedModel) -> WordTable | None:
         return None
 
 
-def _store_packs(store: TokenStore, opened: OpenedModel) -> Iterator[Pack]:
-    if store.seq_len > opened.max_seq_len:
-        raise ValueError(
-            f"the pieces of {store.folder} have up to {store.seq_len} tokens, more than the {opened.max_seq_len} of "
-            f"{opened.folder}; prepare them shorter"
-        )
-    return sequential_packs(store, max(EVALUATION_PACK, store.seq_len))
-
-
-def _text_tokens(store: TokenStore) -> int:
-    """Tokens of a split's documents, whose bytes are counted: with what was cut off, and nothing twice."""
-    info = store.manifest.splits[store.split]
-    return info.tokens + info.dropped_tokens - info.repeated_tokens
-
-
-def _store(opened: OpenedModel, config: EvaluateConfig) -> TokenStore | None:
-    """The store to measure on: one that is named, or the run's own; None where files are named."""
-    store_folder = _store_folder(opened.folder, config.data)
-    if store_folder is None:
-        return None
-    store = (held_out(store_folder) or TokenStore.open(store_folder)) if config.data else _own(opened.folder)
-    if store.tokenizer_fingerprint != opened.tokenizer.fingerprint:
-        raise ValueError(
-            f"the store {store_folder} was made with another tokenizer than {opened.folder} has; name text files"
-        )
-    return store
-
-
-def _store_folder(folder: Path, data: Sequence[str]) -> Path | None:
-    """Where the store lies that is named, or that a run was trained on; None where files are named."""
-    if data:
-        return Path(data[0]) if len(data) == 1 and (Path(data[0]) / MANIFEST).is_file() else None
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} is not a run, so it has no held-out data of its own; name a corpus with --data")
-    config = TrainConfig.from_yaml((folder / CONFIG).read_text(encoding="utf-8"))
-    return folder / STORE if (folder / STORE).is_dir() else Path(config.corpus[0])
-
-
-# -- what runs held out ------------------------------------------------------------------------------------------------
-
-
-def _own(folder: Path) -> TokenStore:
-    """What a run held out."""
-    store_folder = _store_folder(folder, ())
-    assert store_folder is not None
-    store = held_out(store_folder)
-    if store is None:
-        raise ValueError(f"{folder} held nothing out; name a corpus with --data")
-    return store
-
-
-def _check_held_out(runs: Sequence[Path]) -> None:
-    """Raise ValueError for runs that did not hold out the same text: one table would measure them with two rulers."""
-    first, *others = map(_own, runs)
-    for run, other in zip(runs[1:], others, strict=True):
-        if not _same_text(first, other):
-            raise ValueError(f"{runs[0]} and {run} held out different texts; name one with --data")
-
-
-def _same_text(one: TokenStore, other: TokenStore) -> bool:
-    """Whether two splits hold the same text: piece by piece where they were cut alike.
-
-    Other tokenizers and lengths cut other pieces of the same documents, so there the counts have to tell.
-    """
-    if one.folder.resolve() == other.folder.resolve():
-        return True
-    same_tokens = one.tokenizer_fingerprint == other.tokenizer_fingerprint
-    cut, cut_other = ((s.seq_len, s.manifest.long_documents, s.manifest.overlap) for s in (one, other))
-    if same_tokens and cut == cut_other:
-        return len(one) == len(other) and all(np.array_equal(one.piece(i), other.piece(i)) for i in range(len(one)))
-    info, info_other = (s.manifest.splits[s.split] for s in (one, other))
-    if info.dropped_tokens or info_other.dropped_tokens:  # each ends its documents where it likes
-        return False
-    facts, facts_other = ((i.documents, i.characters, i.bytes) for i in (info, info_other))
-    compares_ids = same_tokens or not info.bytes
-    return facts == facts_other and (not compares_ids or _text_tokens(one) == _text_tokens(other))
-
-
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +210,7 @@ def _show(reports: list[dict[str, Any]], console: Console) -> None:
         columns["nats per token"] = [f"{r['loss']:.4f}" for r in reports]
         columns["accuracy"] = [f"{r['accuracy']:.2%}" for r in reports]
         columns["bits per byte"] = [f"{b:.4f}" if (b := r["bits_per_byte"]) is not None else "–" for r in reports]
+        columns["longest piece"] = [f"{r['seq_len']:,} tokens" for r in reports]
         columns["predicted"] = [f"{r['num_targets']:,} of {r['num_tokens']:,}" for r in reports]
     if "minimal_pairs" in reports[0]:
         columns["minimal pairs"] = [_interval(r["minimal_pairs"]["overall"]) for r in reports]

@@ -108,6 +108,25 @@ def load_built(folder: Path, name: str | None) -> nn.Module:
     Raises:
         ValueError: no factory named, or one whose module these weights do not fit.
     """
+    sizes = sizes_of_built(folder, name)
+    assert name is not None
+    model = build(import_factory(name), name, sizes)
+    try:
+        load_model(model, str(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit what {name} makes ({reason:.300}); name the one that made it"
+        ) from None
+    return model.eval()
+
+
+def sizes_of_built(folder: Path, name: str | None) -> Sizes:
+    """What the factory was told that made the module whose weights lie in a folder.
+
+    Raises:
+        ValueError: a damaged record, or no factory named, without which nobody makes the module again.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recorded = str(record.pop("factory"))
@@ -120,15 +139,7 @@ def load_built(folder: Path, name: str | None) -> nn.Module:
             f"{folder} holds the weights of a module of your own, and no code is run because a folder names it; add "
             f"--factory {told}"
         )
-    model = build(import_factory(name), name, sizes)
-    try:
-        load_model(model, str(folder / WEIGHTS))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder / WEIGHTS} does not fit what {name} makes ({reason:.300}); name the one that made it"
-        ) from None
-    return model.eval()
+    return sizes
 
 
 def sizes_for(special: SpecialTokens, max_seq_len: int) -> Sizes:

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mlm_pytorch.cli.factory import built_folder, load_built
+from torch import nn
+
+from mlm_pytorch.cli.factory import built_folder, load_built, sizes_of_built
 from mlm_pytorch.cli.options import ExportConfig
 from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
@@ -19,6 +20,7 @@ from mlm_pytorch.huggingface import (
     max_positions,
     model_folder,
 )
+from mlm_pytorch.huggingface.masked_lm import empty_masked_lm
 from mlm_pytorch.training.run import STORE
 
 # To check the export of a model that has no corpus beside it.
@@ -48,6 +50,31 @@ class OpenedModel:
     seq_len: int
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before its weights are read; see `OpenedModel`."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    max_seq_len: int
+    seq_len: int
+
+
+def look_at_model(folder: Path, factory: str | None = None) -> ModelFacts:
+    """What `open_model` would open, at a small part of its cost.
+
+    Raises:
+        ValueError: most of what `open_model` raises, but for weights that are damaged or do not fit.
+    """
+    built = built_folder(folder)
+    if built is not None:
+        sizes_of_built(built, factory)
+        longest = _declared_length(built)
+        return ModelFacts(folder, load_tokenizer(built), longest, longest)
+    empty = empty_masked_lm(folder)
+    return ModelFacts(folder, _tokenizer_of(folder, empty), *_lengths(folder, empty))
+
+
 def open_model(folder: Path, factory: str | None = None) -> OpenedModel:
     """The model and tokenizer of a run, or of any Hugging Face masked language model.
 
@@ -65,21 +92,29 @@ def open_model(folder: Path, factory: str | None = None) -> OpenedModel:
         model = PaddedModel(load_built(built, factory), tokenizer.special, longest)
         return OpenedModel(folder, model, tokenizer, longest, longest)
     model = load_masked_lm(folder)
+    tokenizer = _tokenizer_of(folder, model)
+    longest, trained_at = _lengths(folder, model)
+    if not isinstance(model, Encoder):
+        model = PaddedModel(model, tokenizer.special, max_positions(model))
+    return OpenedModel(folder, model, tokenizer, longest, trained_at)
+
+
+def _tokenizer_of(folder: Path, model: nn.Module) -> Tokenizer:
+    """The tokenizer beside a model, which must not have more tokens than the model."""
     tokenizer = load_tokenizer(model_folder(folder))
-    config: Any = model.config
-    rows = getattr(config, "vocab_size", None)
+    rows = getattr(model.config, "vocab_size", None)
     if isinstance(rows, int) and tokenizer.special.num_tokens > rows:
         raise ValueError(
             f"the tokenizer of {folder} has {tokenizer.special.num_tokens:,} tokens and its model {rows:,}, so they do "
             "not belong together; take model and tokenizer from one export"
         )
-    if isinstance(model, Encoder):
-        limit: int | None = model.config.max_position_embeddings
-    else:
-        limit = max_positions(model)
-        model = PaddedModel(model, tokenizer.special, limit)
-    longest = min(limit or LONGEST_PIECE, LONGEST_PIECE)
-    return OpenedModel(folder, model, tokenizer, longest, min(longest, _declared_length(model_folder(folder))))
+    return tokenizer
+
+
+def _lengths(folder: Path, model: nn.Module) -> tuple[int, int]:
+    """The longest piece that a model takes, and the longest that it was trained at."""
+    longest = min(max_positions(model) or LONGEST_PIECE, LONGEST_PIECE)
+    return longest, min(longest, _declared_length(model_folder(folder)))
 
 
 def _declared_length(folder: Path) -> int:

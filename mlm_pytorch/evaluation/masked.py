@@ -1,4 +1,5 @@
-"""Held-out loss and accuracy under fixed masks: the same positions for every model with the same tokenizer."""
+"""Held-out loss and accuracy under fixed masks: the same positions for every model that is given the same pieces, which
+takes the same tokenizer and the same longest piece."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,8 +1,9 @@
 """Documents to packs, without a store: each piece is forgotten when its pack is done, so that memory does not grow.
 
 Pieces are cut and numbered as `prepare` cuts and numbers them by default, and masks are a function of a piece's number:
-measuring a file and measuring the store made from it give the same figures. A store whose long documents were truncated
-or cut into windows has other pieces of the same text, whose tokens and bytes are those counted here.
+measuring a file and measuring the split of a store that holds all of its documents give the same figures. A store that
+holds some of them out has two splits, each with numbers of its own. One whose long documents were truncated or cut into
+windows has other pieces of the same text, whose tokens and bytes are those counted here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ class PieceStream:
         capacity: tokens of a pack, at least `seq_len`.
         num_bytes: of the text so far, in UTF-8, of documents that have tokens; None once one came as ids.
         num_tokens: so far, without framing.
+        num_documents: so far, of those that have tokens.
         sources: of the pieces in the pack that is being used, by their numbers.
     """
 
@@ -39,6 +41,7 @@ class PieceStream:
     capacity: int
     num_bytes: int | None = 0
     num_tokens: int = 0
+    num_documents: int = 0
     sources: dict[int, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ class PieceStream:
                     continue
                 self._check(ids, document)
                 self.num_tokens += len(ids)
+                self.num_documents += 1
                 if document.ids is None and self.num_bytes is not None:
                     self.num_bytes += len(document.text.encode())
                 lengths = cut(np.array([len(ids)]), self._max_piece).lengths

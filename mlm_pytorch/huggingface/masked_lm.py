@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlm_pytorch.encoder import EncoderConfig
+from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.huggingface.folder import CONFIG, INDEX, WEIGHTS, load_encoder, model_folder, read_config
 
 
@@ -40,6 +40,23 @@ def load_masked_lm(folder: Path) -> nn.Module:
             "masked-language-modelling head, or is damaged"
         )
     return model.eval()
+
+
+def empty_masked_lm(folder: Path) -> nn.Module:
+    """What `load_masked_lm` would load, without its weights and in no memory: cheap to look at.
+
+    Raises:
+        ValueError: no model there, one that is no masked language model, or none that has weights beside it.
+    """
+    folder = model_folder(folder)
+    config = read_config(folder)
+    if config.get("model_type") == "modernbert" and not (folder / INDEX).is_file() and _is_built_in(config):
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True, in one file")
+        with torch.device("meta"):
+            return Encoder(EncoderConfig.from_huggingface(config))
+    _check_kind(folder, config)
+    return _empty(folder)
 
 
 def _is_built_in(config: dict[str, Any]) -> bool:
@@ -70,22 +87,26 @@ def _check_size(folder: Path) -> None:
 
     The model is built without memory; at least a byte of weights belongs to each parameter, tied ones counted once.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
-    needed = sum(parameter.numel() for parameter in empty.parameters())
+    needed = sum(parameter.numel() for parameter in _empty(folder).parameters())
     if needed > max(size, 1):
         raise ValueError(
             f"{folder} is damaged: its {CONFIG} describes {needed:,} parameters, and its weights have {size:,} bytes; "
             "export the model again"
         )
+
+
+def _empty(folder: Path) -> nn.Module:
+    """The model that a folder's configuration describes, as `transformers` builds it, without memory."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
 
 
 def load_through_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

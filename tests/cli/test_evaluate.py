@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mlm_pytorch.cli import main
+from mlm_pytorch.data.manifest import Manifest
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.tokenizer import Tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
@@ -93,7 +95,29 @@ def test_bits_per_byte_are_of_the_text_however_it_was_cut(tmp_path, capsys, cutt
     assert (of_store["num_tokens"] == of_file["num_tokens"]) == (cutting == "split")
     assert of_store["bits_per_byte"] / of_store["loss"] == pytest.approx(of_file["bits_per_byte"] / of_file["loss"])
     if cutting == "split":
+        assert (of_store.pop("split"), of_file.pop("split")) == (split, None)
         assert of_store == pytest.approx(of_file, abs=1e-5)
+
+
+def test_a_store_with_a_held_out_split_is_measured_on_that_and_says_so(tmp_path, capsys):
+    file, folder, store = write(tmp_path / "file.jsonl", texts(1)), model(tmp_path / "model"), tmp_path / "store"
+    prepare([file], store, tokenizer=TOKENIZER, seq_len=24, valid_share=0.1)
+    held_out = Manifest.read(store).splits["valid"].documents
+    assert 0 < held_out < 40
+    main(["evaluate", str(folder), "--data", str(store), "--json"])
+    done = capsys.readouterr()
+    report = json.loads(done.out)
+    assert (report["split"], report["documents"]) == ("valid", held_out)
+    assert f"measuring the held-out split of {store}: {held_out} of 40 documents; name files" in done.err
+    assert evaluate(capsys, folder, "--data", file)[0]["documents"] == 40
+
+
+def test_a_file_named_twice_is_read_once(tmp_path, capsys):
+    file, folder = write(tmp_path / "file.jsonl", texts(1)), model(tmp_path / "model")
+    (tmp_path / "link.jsonl").symlink_to(file)
+    (once,) = evaluate(capsys, folder, "--data", file)
+    for again in (file, tmp_path / "link.jsonl"):
+        assert evaluate(capsys, folder, "--data", file, "--data", again) == [once]
 
 
 # -- one ruler ---------------------------------------------------------------------------------------------------------
@@ -161,6 +185,77 @@ def test_what_has_nothing_held_out_is_told_before_anything_is_measured(run, tmp_
     (other / "store/manifest.json").write_text(json.dumps(manifest))
     for runs in ((one, other), (other,)):
         assert fails(capsys, *runs) == f"mlm: {other} held nothing out; name a corpus with --data\n"
+
+
+def declare(folder: Path, length: int) -> Path:
+    """Let a model say that it was trained at a length."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    return folder
+
+
+def test_models_of_one_tokenizer_are_asked_the_same_questions_on_files(tmp_path, capsys):
+    """Whatever lengths they were trained at: the figures are those of each alone at the least of them."""
+    file = write(tmp_path / "file.jsonl", texts(1))
+    folders = [declare(model(tmp_path / str(length)), length) for length in (48, 20, 30)]
+    together = evaluate(capsys, *folders, "--data", file)
+    assert together == [evaluate(capsys, folder, "--data", file, "--seq-len", 20)[0] for folder in folders]
+    assert {(r["seq_len"], r["num_targets"], r["loss"]) for r in together} == {
+        (20, together[0]["num_targets"], together[0]["loss"])
+    }
+    assert evaluate(capsys, folders[0], "--data", file)[0]["seq_len"] == 48
+    main(["evaluate", *map(str, folders), "--data", str(file)])
+    done = capsys.readouterr()
+    assert done.out.count("20 tokens") == 3
+    assert f"pieces have at most 20 tokens for all models, which is what {folders[1]} takes" in done.err
+
+
+def test_lengths_that_a_model_does_not_take_are_refused(tmp_path, capsys):
+    file, folder = write(tmp_path / "file.jsonl", texts(1)), model(tmp_path / "model")
+    said = f"mlm: --seq-len 65 exceeds the 64 tokens of {folder}; lower it\n"
+    assert fails(capsys, folder, "--data", file, "--seq-len", 65) == said
+    for length in (0, -3):
+        assert f"--seq-len {length} is too small" in fails(capsys, folder, "--data", file, "--seq-len", length)
+
+
+def test_runs_that_cut_the_same_text_differently_are_told_apart(run, capsys):
+    one, other = run("one", texts(1)), run("other", texts(1), seq_len=40)
+    main(["evaluate", str(one), str(other)])
+    assert f"{one} and {other} cut what they held out differently, into pieces of at most 24 and 40" in (
+        capsys.readouterr().err
+    )
+
+
+def test_every_model_is_looked_at_before_the_first_is_measured(run, tmp_path, capsys):
+    one, file = run("one", texts(1)), write(tmp_path / "file.jsonl", texts(2))
+    empty, lacking, other = tmp_path / "empty", model(tmp_path / "lacking"), model(tmp_path / "other", OTHER_TOKENIZER)
+    (lacking / "model.safetensors").unlink()
+    for last, data, said in (
+        (empty, file, "holds no model"),
+        (lacking, file, "has no model.safetensors"),
+        (other, one / "store", "was made with another tokenizer"),
+    ):
+        assert said in fails(capsys, one, last, "--data", data)
+        assert not capsys.readouterr().out
+
+
+def test_what_was_measured_is_shown_when_a_later_model_fails(run, capsys):
+    one, other = run("one", texts(1)), run("other", texts(1))
+    weights = other / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(one), str(other)])
+    done = capsys.readouterr()
+    assert stop.value.code == 2 and "is damaged" in done.err
+    assert str(one) in done.out and str(other) not in done.out
+
+
+def test_a_run_whose_store_is_gone_says_so(run, capsys):
+    one = run("one", texts(1))
+    shutil.rmtree(one / "store")
+    for corpus in ({"corpus": (), "mix": ("a.jsonl=1",)}, {"corpus": ("a.jsonl", "b.jsonl")}, {"corpus": ("gone",)}):
+        (one / "config.yaml").write_text(TrainConfig(out=one, **corpus).to_yaml())
+        assert f"the store that {one} was trained on is gone, and with it what was held out" in fails(capsys, one)
 
 
 # -- options that would do nothing -------------------------------------------------------------------------------------
