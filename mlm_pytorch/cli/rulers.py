@@ -176,7 +176,8 @@ def check_held_out(runs: Sequence[Path]) -> None:
 def _same_text(one: TokenStore, other: TokenStore) -> bool:
     """Whether two splits hold the same text: piece by piece where they were cut alike.
 
-    Other tokenizers and lengths cut other pieces of the same documents, so there the counts have to tell.
+    Other tokenizers and lengths cut other pieces of the same documents, so there the hash of the text tells, and the
+    counts where a store is too old to have one.
     """
     if one.folder.resolve() == other.folder.resolve():
         return True
@@ -186,6 +187,8 @@ def _same_text(one: TokenStore, other: TokenStore) -> bool:
     info, info_other = (s.manifest.splits[s.split] for s in (one, other))
     if info.dropped_tokens or info_other.dropped_tokens:  # each ends its documents where it likes
         return False
+    if info.text_hash is not None and info_other.text_hash is not None:
+        return info.text_hash == info_other.text_hash
     facts, facts_other = ((i.documents, i.characters, i.bytes) for i in (info, info_other))
     compares_ids = same_tokens or not info.bytes
     return facts == facts_other and (not compares_ids or text_tokens(info) == text_tokens(info_other))

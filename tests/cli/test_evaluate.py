@@ -164,6 +164,8 @@ FOR_IDS = tokenizer_for_ids(32, mask_token_id=4, pad_token_id=0)
         (texts(1), TOKENIZER, CUTTINGS["truncate"]),  # the ends of its documents are not there to be measured
         (texts(1), OTHER_TOKENIZER, CUTTINGS["truncate"]),
         (reads(2), TOKENIZER, {}),
+        (reads(2), TOKENIZER, {"seq_len": 40}),
+        (reads(2), OTHER_TOKENIZER, {}),
         (ids(2), FOR_IDS, {}),
         (ids(2), FOR_IDS, {"seq_len": 40}),
     ],
@@ -174,6 +176,18 @@ def test_runs_that_held_out_different_texts_need_one_to_be_named(run, tmp_path, 
     other = run("other", held_out, tokenizer, **changes)
     assert fails(capsys, one, one, other) == f"mlm: {one} and {other} held out different texts; name one with --data\n"
     assert len(evaluate(capsys, one, other, "--data", write(tmp_path / "named.jsonl", mine))) == 2
+
+
+def test_stores_without_a_hash_of_their_text_are_told_apart_by_their_counts(run, capsys):
+    """Which cannot tell texts of one size."""
+    runs = [run("one", reads(1)), run("other", reads(2), OTHER_TOKENIZER), run("more", texts(1), OTHER_TOKENIZER)]
+    manifest = runs[0] / "store/manifest.json"
+    content = json.loads(manifest.read_text())
+    for split in content["splits"].values():
+        del split["text_hash"]
+    manifest.write_text(json.dumps(content))
+    assert len(evaluate(capsys, *runs[:2])) == 2
+    assert "held out different texts" in fails(capsys, runs[0], runs[2])
 
 
 def test_what_has_nothing_held_out_is_told_before_anything_is_measured(run, tmp_path, capsys):
