@@ -67,13 +67,14 @@ def settle_by_model(config: TrainConfig, learner: Learning, display: Display | N
     values = FROM_SCRATCH | gentle_values(width_of(learner.model), continued=continued)
     if config.schedule != "wsd":
         del values["decay"]
-    if display is not None:
+    if display is not None and not config.chosen:  # by an earlier sitting, which said so
         chosen = [
             f"--{name.replace('_', '-')} {value}" for name, value in values.items() if getattr(config, name) is None
         ]
         why = "gentle on a model that is continued" if continued else "for a module of your own"
         display.say(f"chosen, {why}: {' '.join(chosen)}" if chosen else "nothing was left open")
-    return config.settled(**values)
+    settled = config.settled(**values)
+    return dataclasses.replace(settled, chosen=tuple(sorted({*config.chosen, *settled.chosen})))
 
 
 def pack_tokens_of(config: TrainConfig, model: nn.Module) -> int:

@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> bool:
         config = settle_by_budget(config, folder, display, world)
         trainer, learner = _trainer(config, folder, display, world)
         if world.is_main:
-            begin(folder, config)
+            begin(folder, trainer.config)
             begin_sitting(folder, trainer.device, _facts(trainer, learner), display.say)
         finished = trainer.run()
         if world.is_main:

@@ -24,13 +24,15 @@ TRAINING = (
     "peak_share",
     "memory_bytes",
     "skipped_steps",
+    "rollbacks",
     "total_steps",
 )
-HELD_OUT = ("valid_loss", "valid_accuracy", "ema_valid_loss", "keep_loss")
+HELD_OUT = ("valid_loss", "valid_accuracy", "ema_valid_loss", "ema_valid_accuracy", "keep_loss")
 
 _BLOCK = 1 << 22  # bytes read at a time
 _CHUNK = 4096  # lines parsed at a time
 _LONGEST_LINE = 1 << 20  # bytes; a file without line ends is not metrics
+_REMEMBERED = 64  # bytes before where reading stopped, by which the file is known again
 
 
 class Buckets:
@@ -135,7 +137,8 @@ class Curves:
         training: the lines of steps.
         held_out: the lines of evaluations; where they lack tokens and seconds, those of the step before.
         damaged: complete lines that hold no JSON object.
-        best: (held-out loss, step) of the lowest one, or None.
+        best: (held-out loss, step) of the lowest one, or None; of the averaged weights where there are some, since
+            these are what a run leaves.
     """
 
     def __init__(self, path: Path):
@@ -146,19 +149,26 @@ class Curves:
         self.training, self.held_out = Buckets((*AXES, *TRAINING)), Buckets((*AXES, *HELD_OUT))
         self.damaged = 0
         self.best: tuple[float, int | None] | None = None
-        self._offset, self._inside_long_line = 0, False
+        self._offset, self._inside_long_line, self._before = 0, False, b""
 
     def update(self) -> "Curves":
         """Read the lines that are new. A last line without its end is left for the next time; no file is no lines."""
         if not self.path.is_file():
             return self
-        if self.path.stat().st_size < self._offset:  # cut back to a checkpoint: what was read is no longer true
-            self._start()
         with self.path.open("rb") as file:
+            if self._read_before(file) != self._before:  # cut back to a checkpoint: what was read is no longer true
+                self._start()
             file.seek(self._offset)
             for lines in self._lines(file):
                 self._add(lines)
+            self._before = self._read_before(file)
         return self
+
+    def _read_before(self, file: Any) -> bytes:
+        """The bytes before where reading stopped. A file that was cut back and has grown again has others there: its
+        lines hold seconds, and no two steps end at the same."""
+        file.seek(max(0, self._offset - _REMEMBERED))
+        return file.read(min(self._offset, _REMEMBERED))
 
     def _lines(self, file: Any) -> Iterator[list[bytes]]:
         rest = b""
@@ -190,7 +200,7 @@ class Curves:
         self.training.add(steps)
         self.held_out.add(scores)
         for line in scores:
-            loss, step = _number(line["valid_loss"]), _number(line.get("step"))
+            loss, step = _number(line.get("ema_valid_loss", line["valid_loss"])), _number(line.get("step"))
             if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best[0]):
                 self.best = loss, None if step is None or not math.isfinite(step) else int(step)
 

@@ -1,6 +1,7 @@
 """What a run's folder says of itself, as far as it goes: nothing here needs a run to be whole, or of this version."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -52,6 +53,11 @@ class RunFacts:
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name or str(self.folder)
+
+
+def listed(value: object) -> list[Any]:
+    """A list as it is; none of anything else."""
+    return value if isinstance(value, list) else []
 
 
 def version() -> str:
@@ -205,25 +211,57 @@ def number(value: float) -> str:
 
 
 def command(facts: RunFacts) -> str:
-    """The command line of a run: as it was recorded, else rebuilt from the options that differ from the defaults."""
+    """The command line of a run: as it was recorded, with what it left open and the run settled; else rebuilt from the
+    options that differ from the defaults."""
     recorded = find(facts.recorded, "command", "command_line", "argv")
-    if isinstance(recorded, str):
-        return _PROGRAM.sub("mlm ", recorded)
     if isinstance(recorded, list) and recorded:
-        return _PROGRAM.sub("mlm ", shlex.join(map(str, recorded)))
-    return shlex.join(["mlm", "train", *_arguments(facts.config)])
+        recorded = shlex.join(map(str, recorded))
+    if not isinstance(recorded, str) or not recorded:
+        return shlex.join(["mlm", "train", *_arguments(facts.config)])
+    recorded = _PROGRAM.sub("mlm ", recorded)
+    if not recorded.startswith("mlm train "):  # of a command that takes no such options
+        return recorded
+    given = set(_words(recorded))
+    chosen = {name: facts.config.get(name) for name in map(str, listed(facts.config.get("chosen")))}
+    settled = (word for name in chosen if _option(name) not in given for word in _written(name, chosen[name]))
+    return " ".join([recorded, *map(shlex.quote, settled)])
+
+
+def budgets(facts: RunFacts) -> list[str]:
+    """The budgets of a run's sittings, each once, in their order: the budget may change where a run is continued."""
+    found = []
+    for sitting in listed(facts.recorded.get("sittings")):
+        words = _words(str(sitting.get("command", ""))) if isinstance(sitting, dict) else []
+        found += [after for word, after in itertools.pairwise(words) if word == "--budget"]
+        found += [word.partition("=")[2] for word in words if word.startswith("--budget=")]
+    return list(dict.fromkeys(found))
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # no command line
+        return []
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _arguments(config: Mapping[str, Any]) -> Iterator[str]:
     corpus = config.get("corpus")
     yield from map(str, corpus if isinstance(corpus, list) else [])
     for name, value in changed(config).items():
-        option = f"--{name.replace('_', '-')}"
-        for item in value if isinstance(value, list) else [value]:
-            if item is True:
-                yield option
-            elif item is not None and item is not False:
-                yield from (option, str(item))
+        yield from _written(name, value)
+
+
+def _written(name: str, value: object) -> Iterator[str]:
+    """An option as it is typed."""
+    for item in value if isinstance(value, list) else [value]:
+        if item is True:
+            yield _option(name)
+        elif item is not None and item is not False:
+            yield from (_option(name), str(item))
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import TokenCounter, Tokenizer, TokenizerReport, count_words, load_tokenizer
 from mlm_pytorch.masking.words import derive_words
 from mlm_pytorch.report import views
+from mlm_pytorch.report.comparison import comparison, differences, why_not_comparable
 from mlm_pytorch.report.curves import HELD_OUT, TRAINING, Curves, axis_and_values
-from mlm_pytorch.report.facts import RunFacts, command, read_run, version
+from mlm_pytorch.report.facts import RunFacts, budgets, command, read_run, version
 from mlm_pytorch.report.learned import Learned, count_sample, look
 from mlm_pytorch.tokens import WordTable
 from mlm_pytorch.training.device import native_precision
@@ -256,6 +257,7 @@ def _render(
             "name": name,
             "folder": str(fact.folder),
             "command": command(fact),
+            "budgets": budgets(fact),
             "recipe": views.recipe(fact),
             "shape": views.shape(fact),
             "corpus": views.corpus(fact),
@@ -281,8 +283,9 @@ def _render(
             data=_json(data),
             charts=[(chart, views.chart_tables(chart, names, curves)) for chart in charts],
             tiles=[] if several else views.tiles(facts[0], curves[0]),
-            comparison=views.comparison(names, facts, curves) if several else None,
-            differences=views.differences(names, facts) if several else None,
+            comparison=comparison(names, facts, curves) if several else None,
+            not_comparable=why_not_comparable(names, facts),
+            differences=differences(names, facts) if several else None,
             axes=views.axes(learned),
             runs=runs,
             names=names,

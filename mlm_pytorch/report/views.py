@@ -54,7 +54,15 @@ CHARTS = (
         is_noisy=True,
         is_wide=True,
     ),
-    Chart("accuracy", "Accuracy", "of predicted tokens", ("accuracy",), ("valid_accuracy",), "percent", is_noisy=True),
+    Chart(
+        "accuracy",
+        "Accuracy",
+        "of predicted tokens",
+        ("accuracy",),
+        ("valid_accuracy", "ema_valid_accuracy"),
+        "percent",
+        is_noisy=True,
+    ),
     Chart("lr", "Learning rate", "", ("lr",), format="scientific"),
     Chart("mask_prob", "Masking rate", "of tokens predicted", ("mask_prob",), format="percent"),
     Chart("tokens_per_second", "Throughput", "tokens per second", ("tokens_per_second",), (), "count", is_noisy=True),
@@ -71,6 +79,7 @@ LABELS = {
     "valid_loss": "held out",
     "valid_accuracy": "held out",
     "ema_valid_loss": "held out, averaged weights",
+    "ema_valid_accuracy": "held out, averaged weights",
     "keep_loss": "general text",
 }
 
@@ -164,17 +173,23 @@ def tiles(facts: RunFacts, curves: Curves) -> list[Tile]:
     """The figures that one looks for first."""
     last, score = curves.training.last, curves.held_out.last
     found: list[Tile] = []
-    if "valid_loss" in score:
-        note = "nats per predicted token"
-        if curves.best and curves.best[0] < score["valid_loss"]:
+    loss, accuracy, averaged = kept_score(score)
+    whose = "of the averaged weights, which the model holds; " if averaged else ""
+    if loss is not None:
+        note = f"{whose}nats per predicted token"
+        if curves.best and curves.best[0] < loss:
             where = "" if curves.best[1] is None else f" at step {curves.best[1]:,}"
-            note = f"nats per token; lowest {curves.best[0]:.3f}{where}"
-        found.append(Tile("Held-out loss", f"{score['valid_loss']:.3f}", note))
-    if "valid_accuracy" in score:
-        found.append(Tile("Held-out accuracy", f"{score['valid_accuracy']:.1%}", "of predicted tokens"))
+            note = f"{whose}nats per token; lowest {curves.best[0]:.3f}{where}"
+        found.append(Tile("Held-out loss", f"{loss:.3f}", note))
+    if accuracy is not None:
+        found.append(Tile("Held-out accuracy", f"{accuracy:.1%}", f"{whose}of predicted tokens"))
+    if averaged and "valid_loss" in score:
+        found.append(Tile("Last weights", f"{score['valid_loss']:.3f}", "held-out loss of what the averages are of"))
     recent = curves.training.recent("loss")
     if recent is not None:
         found.append(Tile("Training loss", f"{recent:.3f}", "over the last 2% of the steps"))
+    if last.get("rollbacks"):
+        found.append(Tile("Rollbacks", f"{last['rollbacks']:,.0f}", "after too many steps that were not finite"))
     if "tokens" in last:
         found.append(Tile("Tokens read", short(last["tokens"]), _epochs(facts, last["tokens"])))
     if "seconds" in last:
@@ -192,6 +207,13 @@ def tiles(facts: RunFacts, curves: Curves) -> list[Tile]:
         most = float(np.nanmax(curves.training.high("memory_bytes"), initial=0.0))
         found.append(Tile("Memory", written(most, "bytes"), "at its peak"))
     return found
+
+
+def kept_score(score: dict[str, float]) -> tuple[float | None, float | None, bool]:
+    """Held-out loss and accuracy of the weights that a run leaves, and whether these are averaged ones."""
+    averaged = "ema_valid_loss" in score
+    prefix = "ema_" if averaged else ""
+    return score.get(f"{prefix}valid_loss"), score.get(f"{prefix}valid_accuracy"), averaged
 
 
 def typical(buckets: Buckets, field: str) -> float | None:
@@ -217,41 +239,8 @@ def _epochs(facts: RunFacts, tokens: float) -> str:
     return f"{tokens / whole:,.0f} epochs" if tokens >= 10 * whole else f"{tokens / whole:.2g} epochs"
 
 
-def comparison(names: Sequence[str], facts: Sequence[RunFacts], curves: Sequence[Curves]) -> Table:
-    """Several runs beside each other."""
-    rows = []
-    for name, fact, curve in zip(names, facts, curves, strict=True):
-        last, score = curve.training.last, curve.held_out.last
-        speed, recent = typical(curve.training, "tokens_per_second"), curve.training.recent("loss")
-        rows.append(
-            (
-                name,
-                f"{score['valid_loss']:.3f}" if "valid_loss" in score else "–",
-                f"{curve.best[0]:.3f}" if curve.best else "–",
-                f"{score['valid_accuracy']:.1%}" if "valid_accuracy" in score else "–",
-                f"{recent:.3f}" if recent is not None else "–",
-                short(last["tokens"]) if "tokens" in last else "–",
-                clock(last["seconds"]) if "seconds" in last else "–",
-                short(speed) if speed is not None else "–",
-                short(fact.num_parameters) if fact.num_parameters else "–",
-            )
-        )
-    header = ("run", "held-out loss", "lowest", "accuracy", "training loss", "tokens", "time", "tokens/s", "parameters")
-    return Table("Runs", header, tuple(rows))
-
-
-def differences(names: Sequence[str], facts: Sequence[RunFacts]) -> Table | None:
-    """The options in which runs differ; None where they do not."""
-    options = list(dict.fromkeys(name for fact in facts for name in fact.config if name != "out"))
-    rows = [
-        (option.replace("_", " "), *(_text(fact.config.get(option)) for fact in facts))
-        for option in options
-        if len({_text(fact.config.get(option)) for fact in facts}) > 1
-    ]
-    return Table("Where their configurations differ", ("option", *names), tuple(rows)) if rows else None
-
-
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
+    """An option's value, or a shape's."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "–"
     if isinstance(value, int | float):
@@ -262,7 +251,7 @@ def _text(value: object) -> str:
 def recipe(facts: RunFacts) -> list[tuple[str, str, bool]]:
     """Each option, its value, and whether it was chosen for this run rather than left at its default."""
     chosen = changed(facts.config)
-    rows = [(name.replace("_", " "), _text(value), name in chosen) for name, value in facts.config.items()]
+    rows = [(name.replace("_", " "), value_text(value), name in chosen) for name, value in facts.config.items()]
     return sorted(rows, key=lambda row: not row[2])
 
 
@@ -279,7 +268,9 @@ def shape(facts: RunFacts) -> list[tuple[str, str]]:
         "local_attention": "local attention",
         "global_attn_every_n_layers": "global attention every",
     }
-    rows = [(label, _text(facts.model[name])) for name, label in names.items() if facts.model.get(name) is not None]
+    rows = [
+        (label, value_text(facts.model[name])) for name, label in names.items() if facts.model.get(name) is not None
+    ]
     return rows + ([("parameters", f"{facts.num_parameters:,}")] if facts.num_parameters else [])
 
 

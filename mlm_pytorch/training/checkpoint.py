@@ -116,7 +116,8 @@ def partial_folder(run: Path, step: int) -> Path:
 def _write(
     folder: Path, export: Callable[[Path], None], optimizer: Mapping[str, Tensor] | None, state: dict[str, Any]
 ) -> None:
-    """The files of a checkpoint, brought to disk, the manifest last."""
+    """The files of a checkpoint, brought to disk: the state first, to which `export` may refer, the manifest last."""
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     try:
         export(folder / "model")
         if optimizer is not None:
@@ -124,7 +125,6 @@ def _write(
     except SafetensorError as error:  # how that library reports a full disk
         number = re.search(r"(?:os error|code:) (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
-    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "crc32": _checksum(f)} for f in _files(folder)}
     (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
     for path in [*_files(folder), folder / MANIFEST, folder / "model", folder]:

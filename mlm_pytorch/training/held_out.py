@@ -70,8 +70,9 @@ class HeldOut:
             said.append(f"held-out loss {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%")
             if average is not None:
                 with average.in_place():
-                    values["ema_valid_loss"] = self.evaluate(model).loss
-                said.append(f"averaged weights {values['ema_valid_loss']:.3f}")
+                    score = self.evaluate(model)
+                values |= {"ema_valid_loss": score.loss, "ema_valid_accuracy": score.accuracy}
+                said.append(f"averaged weights {score.loss:.3f}, accuracy {100 * score.accuracy:.1f}%")
         if self.keep is not None:
             values["keep_loss"] = self.keep(model).loss
             said.append(f"loss on the text to keep {values['keep_loss']:.3f}")

@@ -35,7 +35,8 @@ class Watch:
         cost: operations of a token; with `peak`, the share of the device's peak is told.
         peak: operations a second that the device does at most.
         unigram_entropy: of the training tokens, in nats; a loss that stays there is named as such.
-        after_evaluation: called after each evaluation. What goes wrong there is said, and training goes on.
+        after_evaluation: called after each evaluation, and when the run is stopped. What goes wrong there is said, and
+            training goes on.
     """
 
     trackers: Sequence[Tracker] = ()
@@ -174,7 +175,7 @@ class Reporter:
         self._draw("valid", values["step"], {k: v for k, v in values.items() if k.startswith("valid_")})
 
     def evaluated(self) -> None:
-        """Let whoever wants to know that an evaluation is over do so."""
+        """Let whoever wants to know that an evaluation is over, or the run, do so."""
         if self.watch.after_evaluation is None:
             return
         self.metrics.flush()

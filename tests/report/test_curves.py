@@ -70,6 +70,28 @@ def test_only_what_is_new_is_read_and_a_line_without_an_end_waits(tmp_path):
     assert curves.update().training.num_lines == 1
 
 
+@pytest.mark.parametrize("more", [0, 1, 30])
+def test_a_file_that_was_cut_back_and_grew_past_where_reading_stopped_is_read_anew(tmp_path, more):
+    """As it does where a run goes back to a checkpoint and on from there."""
+    path = tmp_path / "metrics.jsonl"
+    kept = [line(step) for step in range(1, 11)]
+    path.write_text("\n".join([*kept, *(line(step, loss=99.0) for step in range(11, 21)), ""]))
+    curves = Curves(path).update()
+    again = [line(step, seconds=step / 10 + 3, rollbacks=1) for step in range(11, 21 + more)]
+    path.write_text("\n".join([*kept, *again, '{"step": 20, "valid_loss": 4.2}', ""]))
+    curves.update()
+    fresh = Curves(path).update()
+    assert curves.damaged == 0 and curves.best == (4.2, 20) and curves.training.last == fresh.training.last
+    assert curves.training.mean("loss").tolist() == fresh.training.mean("loss").tolist()
+
+
+def test_the_best_is_of_the_weights_that_a_run_leaves(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = ({"step": i, "valid_loss": i, "ema_valid_loss": 9 - i} for i in (3, 4, 5))
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert Curves(path).update().best == (4, 5)
+
+
 @pytest.mark.parametrize(
     "damage", ["\x00\x00", "{", "[1]", "null", '{"loss": 1}, {"loss": 2}', "[" * 100_000, "\udcff", '"' + "9" * 5000]
 )

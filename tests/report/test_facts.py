@@ -3,13 +3,15 @@
 import json
 import shlex
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
 
 from mlm_pytorch.cli import parse
 from mlm_pytorch.huggingface import load_encoder
-from mlm_pytorch.report.facts import command, count_parameters, find, flat, read_run, version
+from mlm_pytorch.report.facts import RunFacts, budgets, command, count_parameters, find, flat, read_run, version
+from mlm_pytorch.training.config import TrainConfig
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path):
@@ -52,6 +54,31 @@ def test_the_recorded_command_wins(tmp_path):
     for program in ("mlm", "/opt/bin/mlm", "/opt/lib/mlm_pytorch/__main__.py"):
         (tmp_path / "run.json").write_text(json.dumps({"command_line": f"{program} train x"}))
         assert command(read_run(tmp_path)) == "mlm train x"
+
+
+def recorded(folder: Path, *commands: str, **config) -> RunFacts:
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "run.json").write_text(json.dumps({"sittings": [{"command": command} for command in commands]}))
+    return read_run(folder)
+
+
+def test_the_command_says_what_the_run_settled(tmp_path):
+    """Which another machine, or another budget, would settle otherwise."""
+    config = {"chosen": ["lr", "model", "pack_tokens"], "lr": 0.004, "model": "nano", "pack_tokens": 2048}
+    facts = recorded(tmp_path, "/opt/bin/mlm train a.txt --out runs/a --budget 20m", **config)
+    told = command(facts)
+    assert told == "mlm train a.txt --out runs/a --budget 20m --lr 0.004 --model nano --pack-tokens 2048"
+    parsed = parse(shlex.split(told)[1:])
+    assert isinstance(parsed, TrainConfig) and (parsed.lr, parsed.model, parsed.pack_tokens) == (0.004, "nano", 2048)
+    facts = recorded(tmp_path, "mlm train a.txt --out runs/a --lr 0.004", **config)
+    assert command(facts) == "mlm train a.txt --out runs/a --lr 0.004 --model nano --pack-tokens 2048"
+    assert command(recorded(tmp_path, "mlm demo --out runs/a", **config)) == "mlm demo --out runs/a"
+
+
+def test_budgets_are_told_where_they_changed(tmp_path):
+    sittings = ("mlm train a --budget 20steps", "mlm train a --budget=40steps", "mlm train a --budget 40steps", "odd '")
+    assert budgets(recorded(tmp_path, *sittings)) == ["20steps", "40steps"]
+    assert budgets(recorded(tmp_path)) == [] == budgets(recorded(tmp_path, "mlm train a"))
 
 
 def test_a_checkout_has_a_version_to_tell(monkeypatch):

@@ -120,6 +120,68 @@ def test_whatever_metrics_hold_there_is_a_page(tmp_path, lines, is_drawn):
     assert not list(run.glob(".*"))
 
 
+def text_of(*runs: Path, out: Path) -> str:
+    return " ".join(Elements(write_report(runs, out, **QUICK).read_text()).text.split())
+
+
+def change(manifest: Path, **values) -> None:
+    content = json.loads(manifest.read_text())
+    content["seq_len"] = values.get("seq_len", content["seq_len"])
+    content["tokenizer_fingerprint"] = values.get("tokenizer_fingerprint", content["tokenizer_fingerprint"])
+    for name in ("documents", "text_hash"):
+        content["splits"]["valid"][name] = values.get(name, content["splits"]["valid"][name])
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, None),
+        ({"text_hash": None}, None),  # of an older store, which may hold the same
+        ({"text_hash": "0" * 16}, "held out different texts"),
+        ({"text_hash": None, "documents": 1}, "held out different texts"),
+        ({"seq_len": 40}, "cut it into pieces of other lengths (160 and 40 tokens)"),
+        (
+            {"tokenizer_fingerprint": "x", "text_hash": "0" * 16},
+            "have different tokenizers and held out different texts",
+        ),
+    ],
+)
+def test_runs_whose_losses_do_not_compare_are_named(run, tmp_path, values, said):
+    other = tmp_path / "other"
+    shutil.copytree(run, other, symlinks=True)
+    change(other / "store/manifest.json", **values)
+    text = text_of(run, other, out=tmp_path / "page.html")
+    assert (f"first and other {said}: their losses do not compare." in text) == (said is not None)
+    assert ("These losses do not compare; the summary says why." in text) == (said is not None)
+
+
+def test_averaged_weights_and_rollbacks_are_told(tmp_path):
+    score = {"step": 2, "valid_loss": 2.5, "valid_accuracy": 0.25}
+    lines = [{"step": 1, "loss": 3}, {"step": 2, "loss": 3, "rollbacks": 1}]
+    ema = {"ema_valid_loss": 2.0, "ema_valid_accuracy": 0.5}
+    run = bare_run(tmp_path / "run", "".join(json.dumps(one) + "\n" for one in (*lines, score | ema)))
+    text = text_of(run, out=tmp_path / "page.html")
+    assert "Held-out loss2.000 of the averaged weights, which the model holds" in text
+    assert "Held-out accuracy50.0% of the averaged weights" in text and "Last weights2.500" in text
+    assert "Rollbacks1 after too many steps that were not finite" in text
+    plain = bare_run(tmp_path / "plain", "".join(json.dumps(one) + "\n" for one in (lines[0], score)))
+    text = text_of(plain, out=tmp_path / "page.html")
+    assert "Held-out loss2.500 nats" in text and "Last weights" not in text and "Rollbacks" not in text
+    both = text_of(run, plain, out=tmp_path / "page.html")
+    assert "run2.0002.00050.0%" in both and "plain2.5002.50025.0%" in both
+
+
+def test_what_repeats_a_run_is_told_only_where_something_does(tmp_path):
+    run = bare_run(tmp_path / "run")
+    sittings = [{"command": f"mlm train a --budget {budget}steps"} for budget in (20, 20, 40)]
+    for number, repeats in ((2, True), (3, False)):
+        (run / "run.json").write_text(json.dumps({"sittings": sittings[:number]}))
+        text = text_of(run, out=tmp_path / "page.html")
+        assert ("this command on another folder repeats the training" in text) == repeats
+        assert ("was changed (20steps, then 40steps)" in text and "no single command repeats it" in text) != repeats
+
+
 def damaged(run: Path, tmp_path: Path, what: str) -> Path:
     copy = tmp_path / what
     shutil.copytree(run, copy, symlinks=True)

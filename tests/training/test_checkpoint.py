@@ -36,6 +36,16 @@ def test_round_trip_and_link(tmp_path):
     assert not (tmp_path / "model").readlink().is_absolute(), "the run can be moved"
 
 
+def test_the_state_is_there_when_the_model_is_written(tmp_path):
+    """So that what is said of a model beside its weights can be of its own step."""
+
+    def looks(folder: Path) -> None:
+        assert json.loads((folder.parent / "state.json").read_text()) == {"step": 3}
+        export(folder)
+
+    save(tmp_path, 3, export=looks)
+
+
 def test_the_newest_are_kept_and_nothing_foreign_is_deleted(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints/step-1/notes.txt").write_text("mine")

@@ -44,7 +44,10 @@ def test_averaged_weights_and_the_text_to_keep_are_measured_beside_the_model():
     nn.init.constant_(model.weight, 3.0)
     held_out = HeldOut(Mean, lambda model: Mean(model_of(9.0)), planned=1)
     values, said = held_out.measure(model, average, step=5, share=0.5)
-    found = {name: values[name] for name in ("step", "valid_loss", "ema_valid_loss", "keep_loss")}
-    assert found == {"step": 5, "valid_loss": 3.0, "ema_valid_loss": 1.0, "keep_loss": 9.0}
-    assert said == "step 5: held-out loss 3.000, accuracy 25.0%; averaged weights 1.000; loss on the text to keep 9.000"
+    found = {name: values[name] for name in ("step", "valid_loss", "ema_valid_loss", "ema_valid_accuracy", "keep_loss")}
+    assert found == {"step": 5, "valid_loss": 3.0, "ema_valid_loss": 1.0, "ema_valid_accuracy": 0.25, "keep_loss": 9.0}
+    assert said == (
+        "step 5: held-out loss 3.000, accuracy 25.0%; averaged weights 1.000, accuracy 25.0%; "
+        "loss on the text to keep 9.000"
+    )
     assert torch.equal(model.weight.detach(), torch.full((1, 1), 3.0)), "the live weights are back"

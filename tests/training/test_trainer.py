@@ -15,7 +15,7 @@ from small_trainer import Score, trainer, weights
 
 from mlm_pytorch.objective.packs import pack_logits, pack_loss
 from mlm_pytorch.training import stopping
-from mlm_pytorch.training.checkpoint import newest_checkpoint
+from mlm_pytorch.training.checkpoint import checkpoints, newest_checkpoint
 from mlm_pytorch.training.metrics import Display, read_metrics
 from mlm_pytorch.training.reporting import Watch
 from mlm_pytorch.training.trainer import Trainer
@@ -288,6 +288,22 @@ def test_the_limit_of_a_scheduler_saves_and_stops(tmp_path, monkeypatch):
     assert second.progress.step == 1 and second.run()
     steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert sorted(steps) == sorted([*range(1, 13), 4, 8, 12])
+
+
+def test_a_run_that_is_stopped_lets_its_page_be_written(tmp_path, monkeypatch):
+    """After its checkpoint; a run that comes to its end has been evaluated, and told so, just before."""
+    told = []
+
+    def look() -> None:
+        told.append([path.name for path in checkpoints(tmp_path)])
+
+    monkeypatch.setattr(stopping, "process_seconds", lambda: 3 * 3600)
+    options = {"evaluate": lambda model: Score(), "watch": Watch(after_evaluation=look), "evaluations": 1}
+    assert not trainer(tmp_path, stop_before="1h", **options).run()
+    assert told == [["step-1"]]
+    monkeypatch.undo()
+    assert trainer(tmp_path, resume=True, **options).run()
+    assert len(told) == 2 and (tmp_path / "checkpoints/step-12").is_dir()
 
 
 def test_an_evaluation_that_a_stop_forestalled_is_made_up_for(tmp_path, monkeypatch):
