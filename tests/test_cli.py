@@ -21,6 +21,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from mlm_pytorch.cli import main
 from mlm_pytorch.training.metrics import read_metrics
 
+ROOT = Path(__file__).parents[1]
 WORDS = [
     "the",
     "cat",
@@ -491,15 +492,28 @@ def test_mixtures_kinds_and_selections_from_the_command(corpus, tmp_path):
         assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"]])
-def test_output_that_nobody_reads_on_ends_quietly(arguments):
-    """As in `mlm train --help | head -1`."""
+@pytest.mark.parametrize(
+    "arguments", [["train", "--help"], ["--help"], ["doctor", "text.txt", "--trial-seconds", "0", "--model", "nano"]]
+)
+def test_output_that_nobody_reads_on_ends_quietly(arguments, tmp_path):
+    """As in `mlm train --help | head -1`; whether `print` writes or rich does."""
+    (tmp_path / "text.txt").write_text("the cat sat on a mat\n" * 9)
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "mlm_pytorch", *arguments]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env=os.environ | path
+    )
     os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("reading", "looking", "trying"))]
+    assert (done.returncode, said) == (141, [])
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"\\u001b[31mred": "a"}\n')
+    done = mlm("evaluate", tmp_path, "--minimal-pairs", tmp_path / "pairs.jsonl", code=2)
+    assert "(its fields: \N{SYMBOL FOR ESCAPE}[31mred)" in done.stderr and "\x1b" not in done.stderr
 
 
 def test_another_pipe_that_breaks_is_told(monkeypatch, capfd):

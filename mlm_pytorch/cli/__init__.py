@@ -27,6 +27,7 @@ from mlm_pytorch.cli.options import (
     PrepareConfig,
     ReportConfig,
 )
+from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.training.config import TrainConfig
 
 Command = (
@@ -53,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise SystemExit(128 + signal.SIGPIPE) from None
         message = " ".join((_of_files(error) or str(error)).split())
-        print(f"mlm: {message}", file=sys.stderr)
+        print(f"mlm: {printable(message)}", file=sys.stderr)  # which may quote a file
         raise SystemExit(2) from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's way to end a program that nobody reads
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        raise
     except KeyboardInterrupt:
         print("mlm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

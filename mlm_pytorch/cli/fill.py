@@ -13,6 +13,7 @@ from rich.text import Text
 from mlm_pytorch.cli.models import OpenedModel, open_model, printable
 from mlm_pytorch.cli.options import FillConfig
 from mlm_pytorch.evaluation import Filled, fill
+from mlm_pytorch.evaluation.fill import token_name
 
 BAR_CELLS = 24  # of a candidate that is certain
 EIGHTHS = " ▏▎▍▌▋▊▉"  # the last cell of a bar, in eighths of its width
@@ -29,14 +30,14 @@ def fill_command(config: FillConfig) -> None:
         _converse(opened, config, console)
         return
     for text in config.texts:
-        _show(fill(opened.model, opened.tokenizer, text, config.top_k), config, console)
+        _show(fill(opened.model, opened.tokenizer, text, config.top_k), opened, config, console)
     if config.file is not None:
         for number, line in _lines(config.file):
             try:
                 filled = fill(opened.model, opened.tokenizer, line, config.top_k)
             except ValueError as error:
                 raise ValueError(f"{_named(config.file)} line {number:,}: {error}") from None
-            _show(filled, config, console)
+            _show(filled, opened, config, console)
 
 
 def _named(path: Path) -> str:
@@ -72,7 +73,7 @@ def _converse(opened: OpenedModel, config: FillConfig, console: Console) -> None
             text = input("> ")
             if not text.strip():
                 return
-            _show(fill(opened.model, opened.tokenizer, text, config.top_k), config, console)
+            _show(fill(opened.model, opened.tokenizer, text, config.top_k), opened, config, console)
         except EOFError:
             console.print()  # what comes next on this terminal begins a line of its own
             return
@@ -80,7 +81,7 @@ def _converse(opened: OpenedModel, config: FillConfig, console: Console) -> None
             console.print(printable(str(error)))
 
 
-def _show(filled: Filled, config: FillConfig, console: Console) -> None:
+def _show(filled: Filled, opened: OpenedModel, config: FillConfig, console: Console) -> None:
     if config.json:
         print(json.dumps(asdict(filled), ensure_ascii=False))
         return
@@ -92,7 +93,7 @@ def _show(filled: Filled, config: FillConfig, console: Console) -> None:
         for candidate in mask.candidates:
             line = Text(f"  {candidate.probability:6.1%} ")
             line.append(f"{_bar(candidate.probability):<{BAR_CELLS}} ", style="cyan")
-            console.print(line.append(printable(candidate.token)))
+            console.print(line.append(printable(token_name(opened.tokenizer, candidate.id))))
 
 
 def _bar(probability: float) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from mlm_pytorch.cli.factory import built_folder, load_built, sizes_of_built
 from mlm_pytorch.cli.options import ExportConfig
+from mlm_pytorch.cli.terminal import printable as printable  # also found here
 from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import Encoder
@@ -122,14 +123,6 @@ def _declared_length(folder: Path) -> int:
     path = folder / "tokenizer_config.json"
     declared = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.is_file() else None
     return int(min(declared or 512, LONGEST_PIECE))
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey: an escape character becomes the picture of one, and so on."""
-    shown = (
-        chr(0x2400 + ord(c)) if ord(c) < 32 else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-    return "".join(shown)
 
 
 def export_command(config: ExportConfig) -> None:

@@ -73,9 +73,44 @@ def masks_understood(tokenizer: Tokenizer, text: str) -> tuple[str, list[tuple[i
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token as a reader writes it: decoded, without the blank before it; its raw name where it decodes to nothing."""
-    text = tokenizer.backend.decode([token_id]).strip()
-    return text or tokenizer.backend.id_to_token(token_id) or f"[{token_id}]"
+    """A token as a reader writes it: decoded, without the blank before it; its raw name where that is nothing, or but a
+    part of a character."""
+    text = _decoded(tokenizer, token_id).strip()
+    return text if text and "\N{REPLACEMENT CHARACTER}" not in text else _raw_name(tokenizer, token_id)
+
+
+def token_name(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token by itself, told apart from all others: its text; white space as signs; and where a blank tells the start
+    of a word from the rest of one, the rest of a word with an ellipsis before it.
+
+    >>> [token_name(bpe, bpe.backend.token_to_id(raw)) for raw in ("Ġthe", "the", "Ċ")]
+    ['the', '…the', '⏎']
+    """
+    decoded = _decoded(tokenizer, token_id)
+    if decoded and not decoded.strip():
+        return visible(decoded)
+    text = token_text(tokenizer, token_id)
+    is_whole = "\N{REPLACEMENT CHARACTER}" not in decoded
+    continues = tokenizer.brings_blanks and is_whole and decoded and not decoded[0].isspace() and text[0].isalnum()
+    return f"…{text}" if continues else text
+
+
+def _decoded(tokenizer: Tokenizer, token_id: int) -> str:
+    return tokenizer.backend.decode([token_id], skip_special_tokens=False)
+
+
+def _raw_name(tokenizer: Tokenizer, token_id: int) -> str:
+    return tokenizer.backend.id_to_token(token_id) or f"[{token_id}]"
+
+
+def visible(text: str) -> str:
+    r"""White space as signs that can be seen.
+
+    >>> visible(" \n")
+    '␣⏎'
+    """
+    signs = {code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "⏎", ord("\t"): "⇥"}
+    return "".join(signs.get(ord(char), "␣") for char in text) or "∅"
 
 
 @torch.inference_mode()

@@ -112,6 +112,9 @@ def _pair(line: str, where: str, name: str) -> MinimalPair:
                 f"{where} is no pair: it has no sentence in {' or '.join(_FIELDS[field])} (its fields: {has}); "
                 "rename those that hold the sentences"
             )
+        broken = next((char for char in found[field] if 0xD800 <= ord(char) < 0xE000), None)
+        if broken is not None:
+            raise ValueError(f"{where} holds half a character (\\u{ord(broken):04x}); repair it")
     uid = str(found["uid"] or name)
     return MinimalPair(found["good"], found["bad"], uid, str(found["phenomenon"] or uid))
 

@@ -11,7 +11,6 @@ Models compute in one thread, one request's batch at a time, so that the page st
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -24,7 +23,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mlm_pytorch.cli.models import OpenedModel
-from mlm_pytorch.evaluation.fill import Candidate
+from mlm_pytorch.data.tokenizer import Tokenizer
+from mlm_pytorch.evaluation.fill import Candidate, token_name
 from mlm_pytorch.play.guard import App, Guard, Hosts, refusal
 from mlm_pytorch.play.reading import (
     Reading,
@@ -146,8 +146,11 @@ class _Desk:
         return JSONResponse(
             {
                 "models": [
-                    [{"word": word, "slots": [_slot(slot) for slot in slots]} for word, slots in words.items()]
-                    for words in found
+                    [
+                        {"word": word, "slots": [_slot(slot, self._models[name].tokenizer) for slot in slots]}
+                        for word, slots in words.items()
+                    ]
+                    for name, words in zip(asked.models, found, strict=True)
                 ]
             }
         )
@@ -172,7 +175,11 @@ class _Desk:
                 return
             turns.append((model, reading, total, batches))
             words = [
-                {"word": each.word, "nats": round(each.nats, 4), "expected": _listed(each.expected)}
+                {
+                    "word": each.word,
+                    "nats": round(each.nats, 4),
+                    "expected": _listed(each.expected, reading.opened.tokenizer),
+                }
                 for each in total.add(tokens)
             ]
             yield json.dumps({"model": model, "words": words}) + "\n"
@@ -210,10 +217,15 @@ class _Desk:
         return [candidates(reading, asked.masks, asked.top_k) for reading in readings]
 
 
-def _listed(found: tuple[Candidate, ...]) -> list[dict[str, Any]]:
-    return [{"token": each.token, "probability": each.probability} for each in found]
+def _listed(found: tuple[Candidate, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    return [_named(each, tokenizer) for each in found]
 
 
-def _slot(slot: Slot) -> dict[str, Any]:
-    written = None if slot.written is None else asdict(slot.written) | {"rank": slot.rank}
-    return {"candidates": _listed(slot.candidates), "written": written}
+def _named(each: Candidate, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A candidate as text, and by the name that tells it from all others."""
+    return {"token": each.token, "name": token_name(tokenizer, each.id), "probability": each.probability}
+
+
+def _slot(slot: Slot, tokenizer: Tokenizer) -> dict[str, Any]:
+    written = None if slot.written is None else _named(slot.written, tokenizer) | {"rank": slot.rank}
+    return {"candidates": _listed(slot.candidates, tokenizer), "written": written}

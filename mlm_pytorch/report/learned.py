@@ -15,6 +15,7 @@ from mlm_pytorch.data.packing import Pack, build_pack
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer
 from mlm_pytorch.evaluation import Breakdown, Group, MaskedResult, masked_loss
+from mlm_pytorch.evaluation.fill import token_name, visible
 from mlm_pytorch.evaluation.masked import EVALUATION_SEED
 from mlm_pytorch.masking import millionths
 from mlm_pytorch.modes import evaluating
@@ -235,23 +236,3 @@ def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
             texts.append(" " + token_name(tokenizer, ids[end - 1]))
             before = text
     return texts
-
-
-def token_name(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token by itself: its text without the blank before it. Where that blank is what tells the start of a word from
-    the rest of one, the rest of a word is shown with an ellipsis before it."""
-    text = tokenizer.backend.decode([token_id], skip_special_tokens=False)
-    bare = text.strip()
-    if not bare or "\N{REPLACEMENT CHARACTER}" in bare:
-        return visible(text) if text and not bare else tokenizer.backend.id_to_token(token_id) or f"[{token_id}]"
-    continues = tokenizer.brings_blanks and not text[0].isspace() and bare[0].isalnum()
-    return f"…{bare}" if continues else bare
-
-
-def visible(text: str) -> str:
-    r"""White space as signs that can be seen.
-
-    >>> visible(" \n")
-    '␣⏎'
-    """
-    return "".join({"\n": "⏎", "\t": "⇥", "\r": "␍"}.get(char, "␣") for char in text) or "∅"

@@ -14,7 +14,7 @@ import torch
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli.fill import _bar
-from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.huggingface import export_encoder
 
@@ -59,6 +59,19 @@ def test_several_masks_are_told_apart(model, capsys, monkeypatch):
 @pytest.mark.parametrize(("probability", "cells"), [(1.0, "█" * 24), (0.5, "█" * 12), (1 / 64, "▍"), (1e-9, "▏")])
 def test_bars_are_as_long_as_the_candidate_is_likely(probability, cells):
     assert _bar(probability) == cells
+
+
+def test_candidates_that_look_alike_are_told_apart(model, capsys, monkeypatch):
+    """A word with and without the blank before it, and bytes that are parts of characters; in JSON ids do that."""
+    special = load_tokenizer(model).special
+    count = special.num_tokens - len(special.ids)
+    most = ("the [MASK] sat", "--top-k", count)
+    _, shown, _ = fill(capsys, monkeypatch, model, *most)
+    names = [line.split()[-1] for line in shown.splitlines()[1:]]
+    assert len(set(names)) == len(names) == count and "…he" in names and "the" in names
+    _, shown, _ = fill(capsys, monkeypatch, model, *most, "--json")
+    candidates = json.loads(shown)["masks"][0]["candidates"]
+    assert {"token", "id", "probability"} == set(candidates[0]) and "he" in {one["token"] for one in candidates}
 
 
 def test_lines_are_utf_8_whatever_the_terminal_is(model, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import fill
-from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood
+from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood, token_name
 from mlm_pytorch.huggingface import export_encoder
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red house"] * 40
@@ -108,7 +108,7 @@ def test_sequences_of_other_kinds(tokenizer, text, index):
     model = Encoder(EncoderConfig(tokenizer.special.num_tokens, 32, 48, 2, 2, max_position_embeddings=64))
     [mask] = fill(model, tokenizer, text, top_k=3).masks
     assert mask.index == index
-    if tokenizer.kind != "bytes":  # of which many are parts of characters
+    if tokenizer.kind != "bytes":  # of which many are written otherwise
         written = [tokenizer.backend.id_to_token(candidate.id) for candidate in mask.candidates]
         assert [candidate.token for candidate in mask.candidates] == written
 
@@ -123,6 +123,16 @@ def test_candidates_are_written_as_a_reader_would():
     candidates = fill(encoder(), TOKENIZER, "the [MASK] sat", top_k=200).masks[0].candidates
     words = {c.token for c in candidates}
     assert "the" in words and not any(word != word.strip() for word in words) and all(words)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "wordpiece", "characters"])
+def test_names_tell_all_tokens_apart(kind):
+    """Bytes that are parts of characters; words with and without the blank that they bring."""
+    tokenizer = train_tokenizer([*TEXTS, "Straße 犬", "athe the"], None if kind == "bytes" else 330, kind=kind)
+    ids = [i for i in range(tokenizer.special.num_tokens) if i not in tokenizer.special.ids]
+    names = [token_name(tokenizer, i) for i in ids]
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice and all(names)
 
 
 @pytest.mark.parametrize(

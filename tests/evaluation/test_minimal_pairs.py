@@ -88,6 +88,7 @@ GOOD = b'{"good": "a", "bad": "b"}\n'
         ),
         (b'{"good": "a", "bad": " "}', "line 1 is no pair: it has no sentence in bad or sentence_bad"),
         (b'{"good": "a", "bad": 3}', "line 1 is no pair"),
+        (GOOD + rb'{"good": "the \ud800 cat", "bad": "b"}', r"line 2 holds half a character \(\\ud800\); repair it"),
         (b"[1]", "line 1 is no object"),
         (GOOD + b"{", "line 2 is not JSON"),
         (b"\xff" + GOOD, "is not UTF-8"),

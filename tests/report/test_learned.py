@@ -8,10 +8,11 @@ from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.evaluation import masked_loss
+from mlm_pytorch.evaluation.fill import token_name, visible
 from mlm_pytorch.huggingface import load_encoder
 from mlm_pytorch.masking.words import derive_words
 from mlm_pytorch.report import learned as module
-from mlm_pytorch.report.learned import count_sample, look, token_name, token_texts, visible
+from mlm_pytorch.report.learned import count_sample, look, token_texts
 
 
 @pytest.fixture

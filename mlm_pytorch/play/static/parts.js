@@ -21,20 +21,20 @@ export function odds(p) {
 }
 
 export function barsOf(slot) {
-  const rows = slot.candidates.map((each, index) => barOf(each, slot.written?.rank === index + 1 && slot.written.token === each.token));
+  const rows = slot.candidates.map((each, index) => barOf(each, slot.written?.rank === index + 1 && slot.written.name === each.name));
   if (slot.written && slot.written.rank > slot.candidates.length) {
-    const row = barOf({ ...slot.written, token: `${slot.written.rank.toLocaleString("en")}. ${slot.written.token}` }, true);
+    const row = barOf({ ...slot.written, name: `${slot.written.rank.toLocaleString("en")}. ${slot.written.name}` }, true);
     row.classList.add("beyond");
     rows.push(row);
   }
   return make("ol", { class: "bars" }, ...rows);
 }
 
-function barOf({ token, probability }, written) {
+function barOf({ name, probability }, written) {
   const row = make(
     "li",
     { class: written ? "written" : "" },
-    make("span", { class: "token" }, token),
+    make("span", { class: "token" }, name),
     make("span", { class: "share" }, percent(probability)),
   );
   row.style.setProperty("--share", probability);

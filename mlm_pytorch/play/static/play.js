@@ -251,7 +251,7 @@ function tellAbout(word) {
     if (reading.kinds[word] === "unknown") said = " is not in the vocabulary";
     if (reading.kinds[word] === "bare") said = " has no token";
     if (heat) {
-      const expected = heat.expected.map((each) => `“${each.token}” ${percent(each.probability)}`).join(", ");
+      const expected = heat.expected.map((each) => `“${each.name}” ${percent(each.probability)}`).join(", ");
       said = `: ${odds(Math.exp(-heat.nats))} (${heat.nats.toFixed(2)} nats)${pieces}; expected: ${expected}`;
     }
     if (said && !isComparing()) parts[0].append(said);
