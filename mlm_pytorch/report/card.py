@@ -197,7 +197,7 @@ def _results(facts: CardFacts) -> str:
         if name in found:
             is_loss = name.endswith("loss")
             unit = "nats per predicted token" if is_loss else "share of predicted tokens"
-            rows.append((f"{label}{whose}{when}, {unit}", f"{found[name]:{'.4f' if is_loss else '.2%'}}"))
+            rows.append((f"{label}{when}{whose}, {unit}", f"{found[name]:{'.4f' if is_loss else '.2%'}}"))
     if "step" in found:
         rows.append(("optimizer steps", f"{found['step']:,.0f}"))
     if "tokens" in found:
