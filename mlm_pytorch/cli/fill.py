@@ -13,7 +13,7 @@ from rich.text import Text
 from mlm_pytorch.cli.models import OpenedModel, open_model, printable
 from mlm_pytorch.cli.options import FillConfig
 from mlm_pytorch.evaluation import Filled, fill
-from mlm_pytorch.evaluation.fill import token_name
+from mlm_pytorch.evaluation.fill import names_apart
 
 BAR_CELLS = 24  # of a candidate that is certain
 EIGHTHS = " ▏▎▍▌▋▊▉"  # the last cell of a bar, in eighths of its width
@@ -90,10 +90,11 @@ def _show(filled: Filled, opened: OpenedModel, config: FillConfig, console: Cons
     for number, mask in enumerate(filled.masks, 1):
         if several:
             console.print(Text(f"  mask {number} of {len(filled.masks)}", style="dim"))
-        for candidate in mask.candidates:
+        names = names_apart(opened.tokenizer, [candidate.id for candidate in mask.candidates])
+        for candidate, name in zip(mask.candidates, names, strict=True):
             line = Text(f"  {candidate.probability:6.1%} ")
             line.append(f"{_bar(candidate.probability):<{BAR_CELLS}} ", style="cyan")
-            console.print(line.append(printable(token_name(opened.tokenizer, candidate.id))))
+            console.print(line.append(printable(name)))
 
 
 def _bar(probability: float) -> str:

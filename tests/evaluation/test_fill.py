@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import fill
-from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood, token_name
+from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood, names_apart, token_name
 from mlm_pytorch.huggingface import export_encoder
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red house"] * 40
@@ -130,9 +130,18 @@ def test_names_tell_all_tokens_apart(kind):
     """Bytes that are parts of characters; words with and without the blank that they bring."""
     tokenizer = train_tokenizer([*TEXTS, "Straße 犬", "athe the"], None if kind == "bytes" else 330, kind=kind)
     ids = [i for i in range(tokenizer.special.num_tokens) if i not in tokenizer.special.ids]
-    names = [token_name(tokenizer, i) for i in ids]
-    twice = {name for name in names if names.count(name) > 1}
-    assert not twice and all(names)
+    for names in ([token_name(tokenizer, i) for i in ids], names_apart(tokenizer, ids)):
+        twice = {name for name in names if names.count(name) > 1}
+        assert not twice and all(names)
+
+
+def test_names_are_plain_where_nothing_looks_alike():
+    tokenizer = train_tokenizer([*TEXTS, "athe the"], 330)
+    vocabulary = tokenizer.backend.get_vocab()
+    bare, with_blank = vocabulary["he"], vocabulary["Ġthe"]
+    assert names_apart(tokenizer, [bare, with_blank, bare]) == ["he", "the", "he"]
+    rest = next(name for name in vocabulary if name.isalpha() and name.isascii() and f"Ġ{name}" in vocabulary)
+    assert names_apart(tokenizer, [vocabulary[rest], vocabulary[f"Ġ{rest}"], bare]) == [f"…{rest}", rest, "he"]
 
 
 @pytest.mark.parametrize(
