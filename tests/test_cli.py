@@ -6,10 +6,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,28 +257,6 @@ def test_standard_input_and_continued_pretraining(run, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "run/model").get_vocab() == same
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_and_continue_equals_one_run(corpus, tmp_path, number):
-    arguments = ["train", corpus, "--budget", "60steps", "--checkpoint-every", "10steps", *SMALL, "--threads", "1"]
-    whole = process(*arguments, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "mlm_pytorch", *map(str, arguments), "--out", str(tmp_path / "parts")]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "parts/model/config.json").exists():  # the link is set when a checkpoint is complete
-        assert child.poll() is None
-        time.sleep(0.02)
-    child.send_signal(number)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 0 and f"stopped by {signal.Signals(number).name} and saved" in said
-    assert (tmp_path / "parts/model/model.safetensors").is_file()
-    done = process(*arguments, "--out", tmp_path / "parts")
-    assert "continuing at step" in done.stderr
-    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert weights[0] == weights[1]
-    steps = [line["step"] for line in read_metrics(tmp_path / "parts/metrics.jsonl") if "loss" in line]
-    assert steps == list(range(1, 61))
-
-
 def test_a_budget_alone_chooses_the_rest_and_longer_budgets_keep_it(corpus, tmp_path):
     """With averaged weights, which `train` checks through transformers, and batches that grow."""
     options = ("--vocab-size", "384", "--seq-len", "48", "--ema", "0.9", "--packs-per-step-end", "2", "--out", tmp_path)
@@ -294,26 +270,6 @@ def test_a_budget_alone_chooses_the_rest_and_longer_budgets_keep_it(corpus, tmp_
     assert "continuing at step 3" in done.stderr and "chosen for" not in done.stderr
     done = mlm("train", corpus, "--budget", "4steps", *options, "--model", "mini", code=2)
     assert "another configuration (model: nano -> mini)" in done.stderr
-
-
-def test_five_kills_lose_nothing():
-    """The benchmark's own check, shortened: bit-identical weights, no gap and no double line in the metrics."""
-    script = Path(__file__).parents[1] / "benchmarks/kill.py"
-    command = [sys.executable, str(script), "--kills", "5", "--steps", "60", "--no-record"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
-
-
-def test_a_second_signal_ends_the_process(corpus, tmp_path):
-    arguments = ["train", corpus, "--out", tmp_path / "run", "--budget", "99999steps", *SMALL, "--threads", "1"]
-    child = subprocess.Popen([sys.executable, "-m", "mlm_pytorch", *map(str, arguments)], stderr=subprocess.DEVNULL)
-    while not (tmp_path / "run/metrics.jsonl").exists():
-        assert child.poll() is None
-        time.sleep(0.02)
-    while child.poll() is None:
-        child.send_signal(signal.SIGTERM)
-    assert child.wait() in (128 + signal.SIGTERM, -signal.SIGTERM)  # the latter where the handler was gone again
 
 
 def test_another_configuration_is_named(run, corpus):
