@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm_pytorch.cli.memory import keep_few_shapes
-from mlm_pytorch.cli.models import printable
 from mlm_pytorch.cli.options import DoctorConfig
+from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.doctor.examination import Report, examine
 from mlm_pytorch.doctor.findings import Finding
 from mlm_pytorch.doctor.masks import MaskedSample

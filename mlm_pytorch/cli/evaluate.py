@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm_pytorch.cli.memory import keep_few_shapes
-from mlm_pytorch.cli.models import OpenedModel, look_at_model, open_model, printable
+from mlm_pytorch.cli.models import OpenedModel, look_at_model, open_model
 from mlm_pytorch.cli.options import EvaluateConfig
 from mlm_pytorch.cli.rulers import Ruler, check_held_out, open_files, settle_rulers, store_folder, text_tokens
+from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.evaluation import Breakdown, PieceStream, bits_per_byte, masked_loss, minimal_pairs
 from mlm_pytorch.evaluation.minimal_pairs import MinimalPair, read_minimal_pairs

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from mlm_pytorch.cli.models import OpenedModel, open_model, printable
+from mlm_pytorch.cli.models import OpenedModel, open_model
 from mlm_pytorch.cli.options import FillConfig
+from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.evaluation import Filled, fill
 from mlm_pytorch.evaluation.fill import names_apart
 

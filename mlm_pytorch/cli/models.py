@@ -8,7 +8,6 @@ from torch import nn
 
 from mlm_pytorch.cli.factory import built_folder, load_built, sizes_of_built
 from mlm_pytorch.cli.options import ExportConfig
-from mlm_pytorch.cli.terminal import printable as printable  # also found here
 from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_pytorch.encoder import Encoder

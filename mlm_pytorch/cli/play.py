@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from mlm_pytorch.cli.models import open_model, printable
+from mlm_pytorch.cli.models import open_model
 from mlm_pytorch.cli.options import PlayConfig
+from mlm_pytorch.cli.terminal import printable
 
 NEEDS = ("starlette", "uvicorn")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

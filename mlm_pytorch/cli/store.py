@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mlm_pytorch.adaptation import Extension
 from mlm_pytorch.cli.adapting import Adaptation, read_adaptation
-from mlm_pytorch.cli.models import printable
 from mlm_pytorch.cli.prepare import described, prepare_corpus
 from mlm_pytorch.cli.starting import ModelStart, Start, check_lengths
+from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
 from mlm_pytorch.training.config import TrainConfig

@@ -42,6 +42,14 @@ class SplitInfo:
     # piece length: the sum of all hashes modulo 2^64, 16 hex digits. None in a store that does not say.
     text_hash: str | None = None
 
+    def may_be_text_of(self, other: "SplitInfo") -> bool:
+        """Whether both hold the same documents: as their hashes say, and where a store is too old to have one, as far
+        as their sizes do.
+        """
+        if self.text_hash is not None and other.text_hash is not None:
+            return self.text_hash == other.text_hash
+        return (self.documents, self.characters, self.bytes) == (other.documents, other.characters, other.bytes)
+
 
 @dataclass(frozen=True)
 class Manifest:

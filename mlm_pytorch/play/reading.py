@@ -14,13 +14,7 @@ from tokenizers.models import WordLevel
 
 from mlm_pytorch.cli.models import OpenedModel
 from mlm_pytorch.data.tokenizer import Tokenizer
-from mlm_pytorch.evaluation.fill import (
-    Candidate,
-    likeliest,
-    masked_probabilities,
-    masks_understood,
-    token_text,
-)
+from mlm_pytorch.evaluation.fill import Candidate, likeliest, masked_probabilities, masks_understood, token_text
 from mlm_pytorch.evaluation.pseudo_likelihood import BATCH_TOKENS
 from mlm_pytorch.evaluation.rows import row_logits
 from mlm_pytorch.modes import evaluating

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.report.curves import Curves
 from mlm_pytorch.report.facts import RunFacts
 from mlm_pytorch.report.views import Table, kept_score, short, typical, value_text
@@ -42,22 +41,14 @@ def why_not_comparable(names: Sequence[str], facts: Sequence[RunFacts]) -> list[
         apart = []
         if first.tokenizer_fingerprint != other.tokenizer_fingerprint:
             apart.append("have different tokenizers")
-        if not _may_be_the_same(first.splits.get("valid"), other.splits.get("valid")):
+        held_out, others = first.splits.get("valid"), other.splits.get("valid")
+        if held_out and others and not held_out.may_be_text_of(others):
             apart.append("held out different texts")
         elif first.seq_len != other.seq_len:
             apart.append(f"cut it into pieces of other lengths ({first.seq_len:,} and {other.seq_len:,} tokens)")
         if apart:
             said.append(f"{known[0][0]} and {name} {' and '.join(apart)}: their losses do not compare.")
     return said
-
-
-def _may_be_the_same(one: SplitInfo | None, other: SplitInfo | None) -> bool:
-    """Whether two held-out splits may be of one text: by its hash, and where a store is older by its size."""
-    if one is None or other is None:  # then there are no two losses to compare
-        return True
-    if one.text_hash is not None and other.text_hash is not None:
-        return one.text_hash == other.text_hash
-    return (one.documents, one.characters, one.bytes) == (other.documents, other.characters, other.bytes)
 
 
 def differences(names: Sequence[str], facts: Sequence[RunFacts]) -> Table | None:
