@@ -23,7 +23,7 @@ TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "a
 def machine(matmul_size: int = 2048) -> dict:
     """Describe this machine, with its measured peak in square matrix products (GFLOP/s; about a second's work).
 
-    bfloat16 is measured where the CPU multiplies it; elsewhere it is emulated, a minute a product, and nobody trains in it.
+    bfloat16 is measured where the CPU multiplies it; elsewhere it is emulated, at a minute a product.
     Times depend on all of it. Figures from two machines compare only as ratios to something measured on each.
     """
     description = {

@@ -14,20 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import contents
 
 from mlm_pytorch.data import encode, holdout, journal, manifest, partial, store
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.journal import JOURNAL, State, read_journal, write_journal
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.store import TokenStore
-from mlm_pytorch.data.tokenizer import train_tokenizer
 
 TEXTS = [f"the cat number {i % 170} sat on the mat, the dog on number {i * i}" for i in range(200)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog did not " * 3] * 20, vocab_size=300)
 
 
 @pytest.fixture
@@ -47,10 +42,6 @@ def corpus(tmp_path):
         (folder / f"{number}.jsonl").write_text(lines)
     (tmp_path / "valid.txt").write_text("\n".join([*TEXTS[3:40], "another text", "another text"]))
     return folder
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class KilledError(BaseException):

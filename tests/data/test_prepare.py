@@ -1,7 +1,5 @@
-"""Corpus -> store: every token once, held-out documents, and nothing half-written whatever happens."""
+"""Corpus -> store: every token once, whatever the corpus, the options and the number of workers."""
 
-import errno
-import fcntl
 import gzip
 import hashlib
 import json
@@ -9,66 +7,28 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import Ids, contents, documents_of, listed, pieces, sentences, splits, write_jsonl
 
 from mlm_pytorch.data import duplicates, encode, holdout, manifest, progress
 from mlm_pytorch.data import store as store_module
-from mlm_pytorch.data.corpus import Corpus, Document
+from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.mixture import Mixture
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.progress import PrepareProgress
 from mlm_pytorch.data.store import TokenStore
-from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
-from mlm_pytorch.data.verify import verify_store
+from mlm_pytorch.data.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog did not " * 3] * 20, vocab_size=300)
-
-
-def write_jsonl(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def sentences(count):
-    return [f"the cat number {i} sat on the mat, the dog on number {i * i}" for i in range(count)]
-
-
-def pieces(folder, split="train"):
-    store = TokenStore.open(folder, split)
-    store.verify()
-    return [store.piece(i).tolist() for i in range(len(store))]
-
-
-def documents_of(folder, split, tokenizer):
-    """The texts of a split, pieces of a document joined by its full length (only for documents without repeats)."""
-    return tokenizer.backend.decode_batch(pieces(folder, split), skip_special_tokens=False)
-
-
-def listed(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-# -- what is stored ----------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=50)
@@ -272,9 +232,6 @@ def test_the_same_bytes_wherever_batches_end(
     assert stores[0] == stores[1]
 
 
-# -- duplicates, long documents, ids -----------------------------------------------------------------------------------
-
-
 @settings(deadline=None, max_examples=25)
 @given(
     numbers=st.lists(st.integers(0, 9), min_size=1, max_size=40),
@@ -331,69 +288,6 @@ def test_long_documents(tokenizer, tmp_path, rule, overlap):
     )
 
 
-class Ids:
-    """What is read like a `Corpus`, here of ids."""
-
-    files = skipped_files = ()
-    begins_again = False
-    bytes_done = bytes_total = 10
-
-    def __init__(self, sequences, identity=None):
-        self.sequences, self.identity = sequences, identity
-        self.empty_documents = 0
-
-    def __iter__(self):
-        for sequence in self.sequences:
-            if isinstance(sequence, str):
-                yield Document(sequence, "text")
-            else:
-                yield Document("", "ids", np.array(sequence, np.int64))
-
-    def spool(self, folder):
-        pass
-
-
-def test_sequences_of_ids(tokenizer, tmp_path):
-    report = prepare(Ids([[7, 8, 9], "the cat", [8]]), tmp_path / "store", tokenizer=tokenizer, valid_share=0)
-    assert pieces(tmp_path / "store") == [[7, 8, 9], *tokenizer.encode_batch(["the cat"]), [8]]
-    assert (report.characters, report.bytes) == (7, 7)
-    fifty = tokenizer_for_ids(50, mask_token_id=4, pad_token_id=0)
-    report = prepare(
-        Ids([[7, 8, 9], [7, 8, 9]]), tmp_path / "store", tokenizer=fifty, valid_share=0, drop_duplicates=True
-    )
-    assert pieces(tmp_path / "store") == [[7, 8, 9]]
-    assert (report.tokenizer_kind, report.tokenizer.characters, report.tokenizer.used_entries) == ("ids", None, 3)
-    assert verify_store(tmp_path / "store").tokens == 3
-
-
-def test_of_ids_the_content_is_kept(tokenizer, tmp_path):
-    special = tokenizer.special
-    padded = [special.pad_token_id] * 3
-    framed = [*special.prefix, 7, 8, special.pad_token_id, 9, *special.suffix]
-    rows = Ids([framed + padded, padded + framed, [7, 8], padded, [*special.prefix, *special.suffix]])
-    report = prepare(rows, tmp_path / "store", tokenizer=tokenizer, valid_share=0)
-    assert pieces(tmp_path / "store") == [[7, 8, special.pad_token_id, 9]] * 2 + [[7, 8]]
-    assert report.documents == 3
-
-
-@pytest.mark.parametrize(
-    ("sequences", "options", "message"),
-    [
-        ([[7]], {}, r"ids holds token ids, and no tokenizer was given; give the tokenizer that made them, or --num-t"),
-        ([[50]], {"ids": True}, r"holds token id 50, outside the vocabulary of 50"),
-        ([[2**40]], {"ids": True}, r"the corpus holds token id 1099511627776, which no vocabulary has; check the"),
-        ([[7]], {"ids": True, "vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
-    ],
-)
-def test_wrong_ids(tmp_path, sequences, options, message):
-    options = dict(options)
-    if options.pop("ids", False):
-        options["tokenizer"] = tokenizer_for_ids(50, mask_token_id=4, pad_token_id=0)
-    with pytest.raises(ValueError, match=message):
-        prepare(Ids(sequences), tmp_path / "store", **options)
-    assert listed(tmp_path) == []
-
-
 @pytest.mark.parametrize("identity", [None, "these texts"])
 def test_what_is_read_like_a_corpus_goes_on_by_its_identity(tokenizer, tmp_path, monkeypatch, identity):
     monkeypatch.setattr(store_module, "SHARD_PIECES", 5)
@@ -439,308 +333,6 @@ def test_estimates(tokenizer, tmp_path, monkeypatch):
         r"and choose another place",
         notices[0],
     )
-
-
-# -- holding out -------------------------------------------------------------------------------------------------------
-
-
-def splits(folder, tokenizer):
-    manifest = TokenStore.open(folder).manifest
-    return tuple(
-        documents_of(folder, split, tokenizer) if split in manifest.splits else [] for split in ("train", "valid")
-    )
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    numbers=st.lists(st.integers(0, 30), min_size=1, max_size=60),
-    share=st.sampled_from([0.01, 0.3, 0.9]),
-    most=st.integers(1, 10),
-    copies=st.integers(1, 4),
-    batch=st.integers(1, 100),
-)
-def test_held_out_documents(tokenizer, tmp_path_factory, numbers, share, most, copies, batch):
-    folder = tmp_path_factory.mktemp("law")
-    texts = [f"cat {number}" for number in numbers]
-    corpus = write_jsonl(folder / "a.jsonl", texts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "BATCH_CHARACTERS", batch)
-        patch.setattr(holdout, "MAX_VALID_DOCUMENTS", most)
-        patch.setattr(holdout, "MAX_COPIES", copies)
-        prepare([corpus], folder / "store", tokenizer=tokenizer, valid_share=share)
-    train, held = splits(folder / "store", tokenizer)
-    assert Counter(train + held) == Counter(texts)  # nothing lost, nothing twice
-    assert len(train) >= 1
-    assert len(held) >= 1 or len(set(texts)) == 1 or max(Counter(texts).values()) > copies or most < copies
-    assert len(held) <= max(most, copies)
-    assert not set(train) & set(held)
-
-
-def test_held_out_share_and_bound(tokenizer, tmp_path, monkeypatch):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(4000))
-    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0.1)
-    assert 0.08 < report.valid_share < 0.12
-    assert 20 < prepare([corpus], tmp_path / "store", tokenizer=tokenizer).valid_documents < 60
-    monkeypatch.setattr(holdout, "MAX_VALID_DOCUMENTS", 100)
-    bounded = prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5)
-    assert 40 < bounded.valid_documents <= 100
-    numbers = [int(text.split()[3]) for text in splits(tmp_path / "bounded", tokenizer)[1]]
-    assert max(numbers) > 3000  # not only the head
-    monkeypatch.setattr(holdout, "MAX_VALID_TOKENS", 500)
-    assert prepare([corpus], tmp_path / "bounded", tokenizer=tokenizer, valid_share=0.5).valid_tokens <= 500
-
-
-def test_valid_files(tokenizer, tmp_path):
-    train, held = write_jsonl(tmp_path / "a.jsonl", sentences(50)), write_jsonl(tmp_path / "b.jsonl", ["the mat", ""])
-    report = prepare([train], tmp_path / "store", tokenizer=tokenizer, valid=[held])
-    assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat"])
-    assert (report.valid_documents, report.empty_documents, report.documents) == (1, 1, 51)
-
-
-@pytest.mark.parametrize("engine", ["a folder", "a link", "URLs", "file and URL"])
-def test_valid_files_inside_the_corpus_are_not_trained_on(tokenizer, tmp_path, engine):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    train, held = write_jsonl(folder / "a.jsonl", sentences(50)), write_jsonl(folder / "valid.jsonl", ["the mat"])
-    corpus, valid = str(folder), str(held)
-    if engine == "a link":
-        valid = str(tmp_path / "linked.jsonl")
-        Path(valid).symlink_to(held)
-    elif engine == "URLs":
-        memory = fsspec.filesystem("memory")
-        for path in (train, held):
-            memory.pipe(f"/prepared/{path.name}", path.read_bytes())
-        corpus, valid = "memory://prepared", "memory://prepared/valid.jsonl"
-    elif engine == "file and URL":
-        valid = held.as_uri()
-    said: list[str] = []
-    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[valid], notice=said.append)
-    assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat"])
-    assert report.documents == 51 and len(said) == 1
-    assert re.fullmatch(r"\S*valid\.jsonl is held out, so it is not trained on", said[0])
-    if engine == "a folder":
-        (folder / "valid").mkdir()
-        held.rename(folder / "valid" / "a.jsonl")
-        write_jsonl(folder / "valid" / "b.jsonl", ["the dog"])
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[f"{folder}/valid"], notice=said.append)
-        assert splits(tmp_path / "store", tokenizer) == (sentences(50), ["the mat", "the dog"])
-        assert said[1].endswith("valid/a.jsonl and 1 more are held out, so they are not trained on")
-
-
-def test_a_preparation_that_leaves_files_out_is_continued(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "SHARD_PIECES", 5)
-    monkeypatch.setattr(encode, "BATCH_DOCUMENTS", 7)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    held = write_jsonl(folder / "a.jsonl", ["the mat", "the dog"])  # before the one that is interrupted
-    train = write_jsonl(folder / "b.jsonl", sentences(60))
-    options = {"tokenizer": tokenizer, "valid": [held]}
-    prepare([train], tmp_path / "expected", **options)
-
-    def interrupt(state):
-        if state.documents > 30:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare([folder, train], tmp_path / "store", progress=interrupt, **options)
-    report = prepare([folder, train], tmp_path / "store", **options)
-    assert report.resumed_documents > 20
-    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
-
-
-def test_all_files_of_a_corpus_held_out(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
-    said: list[str] = []
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid=[corpus], notice=said.append)
-    assert splits(tmp_path / "store", tokenizer) == (sentences(5), sentences(5))
-    assert said == [
-        f"{corpus} is held out and trained on as well, so what is measured there says nothing about other text"
-    ]
-
-
-def test_valid_files_inside_a_mixture(tokenizer, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_jsonl(folder / "a.jsonl", sentences(5))
-    held = write_jsonl(folder / "b.jsonl", ["the mat"])
-    message = (
-        r"b\.jsonl is held out, but a part of the mixture too, which is trained on; move it out of that part's folder"
-    )
-    with pytest.raises(ValueError, match=message):
-        prepare(Mixture([(str(folder), 1)]), tmp_path / "store", tokenizer=tokenizer, valid=[held])
-
-
-def test_a_file_named_twice_is_read_once(tokenizer, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    corpus = write_jsonl(folder / "wiki.jsonl", sentences(20))
-    said: list[str] = []
-    report = prepare([folder, corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0, notice=said.append)
-    assert report.documents == 20 and report.duplicate_documents == 0
-    assert said == [f"{corpus} is named twice, so it is read once"]
-    prepare([corpus] * 3, tmp_path / "store", tokenizer=tokenizer, valid_share=0, notice=said.append)
-    assert said[1] == f"{corpus} and 1 more are named twice, so they are read once"
-
-
-def test_nothing_held_out(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(50))
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer, valid_share=0)
-    assert list(TokenStore.open(tmp_path / "store").manifest.splits) == ["train"]
-    prepare([write_jsonl(tmp_path / "a.jsonl", ["only one"])], tmp_path / "store", tokenizer=tokenizer)
-    assert list(TokenStore.open(tmp_path / "store").manifest.splits) == ["train"]
-
-
-# -- errors and what they leave ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"seq_len": 2}, r"seq_len 2 leaves no room beside the 2 tokens that frame a piece"),
-        ({"seq_len": 20_000_000}, r"seq_len 20000000 is more than the 16,777,216 tokens that a shard of a store holds"),
-        ({"valid_share": 1.0}, r"valid_share 1.0 is not a share; choose at least 0 and less than 1"),
-        ({"valid_share": 0.1, "valid": ["x"]}, r"valid files and valid_share 0.1 are both given"),
-        ({"workers": 0}, r"workers 0 is too few; choose at least 1"),
-        ({"vocab_size": 300}, r"vocab_size 300 is for training a tokenizer, but one was given"),
-        ({"valid": ["nowhere.txt"]}, r"nowhere.txt does not exist"),
-    ],
-)
-def test_wrong_options(tokenizer, tmp_path, options, message):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
-    with pytest.raises(ValueError, match=message):
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, **options)
-    assert listed(tmp_path) == ["a.jsonl"]
-
-
-@pytest.mark.parametrize("given_tokenizer", [True, False])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"a.jsonl holds no text \(no documents\); check the path"),
-        (b'{"text": " "}\n' * 3, r"a.jsonl holds no text \(only 3 empty documents\)"),
-        (b'{"text": "good"}\n' * 500 + b"{", r"line 501 is not JSON"),
-    ],
-)
-def test_a_wrong_corpus_leaves_nothing(tokenizer, tmp_path, content, message, given_tokenizer):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        prepare([tmp_path / "a.jsonl"], tmp_path / "store", tokenizer=tokenizer if given_tokenizer else None)
-    assert listed(tmp_path) == ["a.jsonl"]
-
-
-def test_an_error_leaves_the_old_store(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(50))
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    before = contents(tmp_path / "store")
-    corpus.write_text('{"text": "a"}\n{')
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert contents(tmp_path / "store") == before
-    write_jsonl(corpus, ["quite another corpus"])
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert splits(tmp_path / "store", tokenizer)[0] == ["quite another corpus"]
-    assert listed(tmp_path) == ["a.jsonl", "store"]
-
-
-def test_what_is_not_ours_is_refused(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
-    with pytest.raises(ValueError, match=r"a.jsonl is a file, not a folder"):
-        prepare([corpus], corpus, tokenizer=tokenizer)
-    out = tmp_path / "thesis"
-    out.mkdir()
-    prepare([corpus], out, tokenizer=tokenizer)  # empty, so it may be used
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"thesis holds 'notes.txt' and is not a store that could be replaced"):
-        prepare([corpus], out, tokenizer=tokenizer)
-    assert (out / "notes.txt").read_text() == "mine"
-    (out / "notes.txt").unlink()
-    (out / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"thesis is not empty and is not a store"):
-        prepare([corpus], out, tokenizer=tokenizer)
-    below = corpus / "store"
-    with pytest.raises(ValueError, match=r"cannot be written \(.*\); choose another place"):
-        prepare([corpus], below, tokenizer=tokenizer)
-
-
-def test_two_at_once(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
-    (tmp_path / ".store.partial").mkdir()
-    with (tmp_path / ".store.partial" / "preparing.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="store is being prepared by another process; wait"):
-            prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert listed(tmp_path) == ["a.jsonl", "store"]
-
-
-@pytest.mark.parametrize("place", ["train-00000.arrow", "train-00001.arrow", "manifest.json", "tokenizer"])
-def test_full_disk(tokenizer, tmp_path, monkeypatch, place):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(200))
-    monkeypatch.setattr(store_module, "SHARD_PIECES", 100)
-    prepare([corpus], tmp_path / "expected", tokenizer=tokenizer)
-
-    def full(path, *_):
-        path.touch()  # half-written
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    real = manifest.write_file
-    with monkeypatch.context() as patch:
-        if place == "tokenizer":
-            patch.setattr(Path, "write_bytes", full)
-        else:
-            for module in (store_module, manifest):
-                patch.setattr(
-                    module, "write_file", lambda path, *rest: (full if path.name == place else real)(path, *rest)
-                )
-        with pytest.raises(OSError, match=r"the disk of .* is full; free some space") as raised:
-            prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert "\n" not in str(raised.value)
-    if place == "train-00000.arrow":
-        assert "(nothing was left behind)" in str(raised.value)
-        assert listed(tmp_path) == ["a.jsonl", "expected"]
-    else:
-        assert "give the same command again, which goes on from here" in str(raised.value)
-        assert set(listed(tmp_path / ".store.partial")) >= {"journal.npz", "train-00000.arrow"}
-        assert not set(listed(tmp_path / ".store.partial")) & {"train-00001.arrow", "manifest.json"}
-        with pytest.raises(ValueError, match="store is not yet a store: preparing it was interrupted; give that mlm"):
-            TokenStore.open(tmp_path / "store")
-    report = prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert (report.resumed_documents > 0) == (place != "train-00000.arrow")
-    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
-
-
-def test_interrupted_by_the_keyboard(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(200))
-
-    def interrupt(state):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer, progress=interrupt)
-    assert listed(tmp_path) == ["a.jsonl"]
-
-
-def test_killed_between_the_two_renames(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(20))
-    prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    before = contents(tmp_path / "store")
-    (tmp_path / "store").rename(tmp_path / ".store.replaced")
-    corpus.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert contents(tmp_path / "store") == before
-    assert listed(tmp_path) == ["a.jsonl", "store"]
-
-
-def test_what_others_put_beside_stays(tokenizer, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(5))
-    (tmp_path / ".store.partial").mkdir()
-    (tmp_path / ".store.partial" / "mine.txt").write_text("x")
-    with pytest.raises(
-        ValueError, match=r"\.store\.partial holds 'mine.txt', which no preparation wrote; move it away"
-    ):
-        prepare([corpus], tmp_path / "store", tokenizer=tokenizer)
-    assert (tmp_path / ".store.partial" / "mine.txt").read_text() == "x"
 
 
 def test_parquet_with_sources(tokenizer, tmp_path):

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import contents, write_jsonl
 
 from mlm_pytorch.data import encode as encode_module
 from mlm_pytorch.data import ray_engine as module
@@ -27,17 +28,11 @@ from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.encode import EncodedBatch, Position, encode_threaded, read_batches
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.ray_engine import cut_into_units, encode_on_ray, encode_unit
-from mlm_pytorch.data.tokenizer import train_tokenizer
 
 # Ray's own: it sets fields of its configuration that it calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "not", "naïve", "ran", "[MASK]", "日本"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog did not " * 3] * 20, vocab_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +50,6 @@ def cluster():
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster
         cluster.shutdown()
-
-
-def write_jsonl(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def damaged_jsonl(path, lines):
@@ -314,7 +304,3 @@ def test_what_dies_midway_loses_nothing(cluster, tokenizer, tmp_path, monkeypatc
     assert contents(tmp_path / "ray") == contents(tmp_path / "threads")
     assert replace(found, seconds=0, out=expected.out) == replace(expected, seconds=0)
     assert found.documents == 20_000
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

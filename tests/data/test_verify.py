@@ -12,11 +12,6 @@ from mlm_pytorch.data.verify import verify_store
 TEXTS = [f"the cat number {i} sat on the mat" for i in range(60)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["the cat sat on the mat and the dog did not " * 3] * 20, vocab_size=300)
-
-
 @pytest.fixture
 def folder(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD_PIECES", 25)

@@ -1,67 +1,32 @@
-"""Faults in one document of a hundred, of more than twenty kinds, through the whole examination; and clean corpora."""
+"""The whole examination: planted faults are found, clean corpora are left in peace, mistakes end in one line."""
 
 import base64
 import gzip
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from examined import RUSSIAN, assert_found, ids, level, look
 from rich.console import Console
-from torch import nn
 
 from mlm_pytorch.cli.doctor import _show_sample
 from mlm_pytorch.cli.options import DoctorConfig
-from mlm_pytorch.cli.settling import pack_tokens_of, settle_by_budget
-from mlm_pytorch.cli.starting import find_start
-from mlm_pytorch.cli.store import named_store
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.prepare import prepare
-from mlm_pytorch.data.store import Manifest, TokenStore
-from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
-from mlm_pytorch.doctor.examination import Report, _settled, _setup, examine
-from mlm_pytorch.doctor.fit import check_case
+from mlm_pytorch.data.tokenizer import load_tokenizer
+from mlm_pytorch.doctor.examination import examine
 from mlm_pytorch.doctor.masks import MaskedSample, ShownToken
-from mlm_pytorch.doctor.tokens import check_vocabulary_size
-from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig
-from mlm_pytorch.huggingface import export_encoder
-from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.distributed import World
-from mlm_pytorch.training.metrics import Display
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-LEVELS = ("green", "yellow", "red")
-
-
-def look(*corpus: str, **options) -> Report:
-    return examine(DoctorConfig(corpus=corpus, **({"trial_seconds": 0.0} | options)))
-
-
-def level(report: Report, check: str) -> str:
-    return max((f.level for f in report.findings if f.check == check), key=LEVELS.index)
-
-
-def assert_found(report: Report, check: str, least: str = "yellow") -> None:
-    assert LEVELS.index(level(report, check)) >= LEVELS.index(least), [f for f in report.findings if f.check == check]
-    finding = next(f for f in report.findings if f.check == check and f.level != "green")
-    assert finding.seen
-    assert finding.why
-    assert finding.remedy
-
-
-def dna(draw: random.Random, length: int = 200) -> str:
-    return "".join(draw.choices("ACGT", k=length))
 
 
 TIRED = "Die alte Lehrerin hat das Haus nicht gesehen und der Hund ist auch nicht da, als die Uhr mit dem Zug nach"
-RUSSIAN = (
-    "Старый учитель нашёл сломанные часы посреди ночи, и никто не знал почему. Потом пришла зима, и река замёрзла. "
-)
+
+
 MENU = "Home | About us | Products | Contact | Log in | Register now for free and save. "
+
 
 # fmt: off
 PLANTED = {
@@ -89,7 +54,6 @@ PLANTED = {
     "outliers": ("yellow", lambda t, i: f"{RUSSIAN} {i}"),
     "giants": ("red", lambda t, i: t if i != 50 else " ".join(f"{t} {n}" for n in range(3000))),
 }
-# fmt: on
 
 
 @pytest.mark.parametrize("check", PLANTED)
@@ -214,260 +178,6 @@ def test_a_mixture_out_of_balance(write, texts, tokenizer_folder):
     assert_found(report, "balance")
 
 
-# -- tokenizers --------------------------------------------------------------------------------------------------------
-
-
-def test_text_in_a_language_that_the_tokenizer_lacks(plant, texts, tmp_path):
-    train_tokenizer(texts, kind="characters").save(tmp_path / "characters")
-    report = look(plant(lambda t, i: f"{RUSSIAN} {i}"), tokenizer=str(tmp_path / "characters"))
-    assert_found(report, "unknown")
-
-
-def test_text_that_is_unknown_altogether(write, texts, tmp_path):
-    train_tokenizer(texts, kind="characters").save(tmp_path / "characters")
-    report = look(write([f"{RUSSIAN} {i}" for i in range(100)]), tokenizer=str(tmp_path / "characters"))
-    assert_found(report, "unknown", "red")
-
-
-@pytest.mark.parametrize("token", ["mask_token", "pad_token"])
-def test_a_tokenizer_without_mask_or_padding(write, texts, tokenizer_folder, tmp_path, token):
-    folder = shutil.copytree(tokenizer_folder, tmp_path / "without")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop(token)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    content = (folder / "tokenizer.json").read_text().replace("[MASK]", "[HIDE]").replace("[PAD]", "[FILL]")
-    (folder / "tokenizer.json").write_text(content)
-    report = look(write(texts), tokenizer=str(folder))
-    assert_found(report, "tokenizer", "red")
-    assert report.samples == []
-
-
-def test_a_tokenizer_without_framing(write, texts, tokenizer_folder, tmp_path):
-    folder = shutil.copytree(tokenizer_folder, tmp_path / "unframed")
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["post_processor"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert_found(look(write(texts), tokenizer=str(folder)), "framing")
-
-
-def test_a_tokenizer_of_cased_text_says_what_lower_case_would_take(texts):
-    titles = [text.title() for text in texts]
-    tokenizer = train_tokenizer(titles, 1000, "bpe")
-    assert check_case(tokenizer, titles).seen.endswith("% more tokens")
-    assert check_case(tokenizer, [text.lower() for text in texts]).seen == "lower case would save 0.0% of tokens"
-
-
-def test_a_tokenizer_of_lower_case_text(write, texts, tmp_path):
-    train_tokenizer([text.lower() for text in texts], 2000, "bpe").save(tmp_path / "lower")
-    assert_found(look(write([text.title() for text in texts]), tokenizer=str(tmp_path / "lower")), "case")
-
-
-def test_a_tokenizer_that_changes_the_text(write, texts, tokenizer_folder, tmp_path):
-    folder = shutil.copytree(tokenizer_folder, tmp_path / "uncased")
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["normalizer"] = {"type": "Lowercase"}
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert_found(look(write(texts), tokenizer=str(folder)), "round-trip")
-
-
-def test_a_vocabulary_of_another_corpus(write, texts, tmp_path):
-    draw = random.Random(0)
-    others = ["".join(draw.choices("abcdefghijklmnop", k=8)) for _ in range(12_000)]
-    train_tokenizer([" ".join(others[i : i + 20]) for i in range(0, 12_000, 20)] * 2 + list(texts), 9000, "bpe").save(
-        tmp_path / "foreign"
-    )
-    report = look(write(texts), tokenizer=str(tmp_path / "foreign"))
-    assert_found(report, "vocabulary")
-    assert_found(report, "vocabulary-size")
-
-
-def test_a_tokenizer_that_cuts_words_to_crumbs(write, texts, tmp_path):
-    draw = random.Random(0)
-    noise = [" ".join("".join(draw.choices("0123456789", k=6)) for _ in range(20)) for _ in range(100)]
-    train_tokenizer(noise, 400, "bpe").save(tmp_path / "crumbs")
-    report = look(write(texts), tokenizer=str(tmp_path / "crumbs"))
-    assert_found(report, "fit", "red")
-
-
-def test_dna_with_a_tokenizer_of_words_and_text_with_one_of_dna(write, texts, tokenizer_folder):
-    draw = random.Random(0)
-    sequences = [dna(draw, 2000) for _ in range(200)]
-    assert_found(look(write(sequences), tokenizer=str(tokenizer_folder)), "kind", "red")
-    assert_found(look(write(texts), tokenizer="kmer"), "kind", "red")
-    assert look(write(sequences)).level != "red"
-
-
-def test_a_kind_named_for_sequences_that_do_not_show_it(write, texts):
-    draw = random.Random(0)
-    peptides = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(8, 14))) for _ in range(200)]
-    for documents in (peptides, [("".join(peptides[i : i + 9])).lower() for i in range(100)]):
-        report = look(write(documents), tokenizer="amino-acids")
-        assert level(report, "kind") == "green"
-        assert "no-blanks" not in {finding.check for finding in report.findings}
-    reads = ["".join(draw.choices("ACGTRYKM", [9, 9, 9, 9, 1, 1, 1, 1], k=60)) for _ in range(100)]
-    assert level(look(write(reads), tokenizer="kmer"), "kind") == "green"
-    run_together = ["".join(filter(str.isalpha, text)) for text in texts]
-    assert_found(look(write(run_together), tokenizer="amino-acids"), "kind", "red")
-
-
-def test_words_that_are_whole_documents(write, tokenizer_folder, texts):
-    glued = [text.replace(" ", "").replace(".", "") if i % 100 == 50 else text for i, text in enumerate(texts)]
-    assert_found(look(write(glued), tokenizer=str(tokenizer_folder), selection="words"), "words")
-    assert level(look(write(texts), tokenizer=str(tokenizer_folder), selection="words"), "words") == "green"
-
-
-def test_a_tokenizer_that_knows_no_words(write, texts, tokenizer_folder, tmp_path):
-    folder = shutil.copytree(tokenizer_folder, tmp_path / "wordless")
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["pre_tokenizer"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert_found(look(write(texts[:100]), tokenizer=str(folder), selection="words"), "words", "red")
-
-
-# -- ids ---------------------------------------------------------------------------------------------------------------
-
-
-def ids(count: int = 300, size: int = 50) -> list[list[int]]:
-    draw = np.random.default_rng(0)
-    return [draw.integers(5, size, draw.integers(20, 60)).tolist() for _ in range(count)]
-
-
-def test_ids_outside_the_vocabulary(write):
-    rows = ids()
-    rows[150][3] = rows[50][7] = rows[250][1] = 60
-    report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
-    assert_found(report, "ids", "red")
-    assert report.samples == []
-
-
-def test_padding_at_the_ends_is_no_content_but_padding_in_between_is_reported(write):
-    rows = ids()
-    for index in (50, 150, 250):
-        rows[index] = [0] * 20 + rows[index] + [0] * 30
-    report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
-    assert level(report, "special-ids") == "green"
-    for index in (50, 150, 250):
-        rows[index] += rows[index]
-    report = look(write(rows), num_tokens=50, mask_token_id=4, pad_token_id=0)
-    assert_found(report, "special-ids", "red")
-    assert level(look(write(ids()), num_tokens=50, mask_token_id=4, pad_token_id=0), "special-ids") == "green"
-
-
-def test_ids_without_a_tokenizer(write):
-    assert_found(look(write(ids())), "tokenizer", "red")
-    assert look(write(ids()), add_special_tokens=True).level != "red"
-
-
-def test_a_vocabulary_that_is_settled_is_not_told_to_learn_a_smaller_one():
-    remedies = [check_vocabulary_size(4117, 99_999, kind).remedy for kind in ("kmer:6", "ids", "bpe", None)]
-    assert "--tokenizer kmer:3" in remedies[0] and "rare ids" in remedies[1]
-    assert all("--vocab-size" in remedy for remedy in remedies[2:])
-
-
-def test_ids_with_gaps(write):
-    report = look(write([[i * 50 for i in range(200)] * 5] * 40), num_tokens=10_000, add_special_tokens=True)
-    assert "--vocab-size" not in " ".join(finding.remedy or "" for finding in report.findings)
-    assert_found(report, "vocabulary")
-
-
-def test_an_architecture_that_is_not_tried(write, texts, tmp_path, tokenizer_folder):
-    folder = shutil.copytree(tokenizer_folder, tmp_path / "bert")
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(
-        ValueError, match=r"is of type 'bert', .* architecture only; .* pass --tokenizer .*bert --trial-s"
-    ):
-        look(write(texts), model=str(folder))
-
-
-# -- setups ------------------------------------------------------------------------------------------------------------
-
-
-def test_pieces_longer_than_the_model_or_the_pack(write, texts, tokenizer_folder):
-    corpus = write(texts)
-    assert_found(look(corpus, tokenizer=str(tokenizer_folder), seq_len=4096), "positions", "red")
-    assert_found(look(corpus, tokenizer=str(tokenizer_folder), seq_len=512, pack_tokens=256), "pack", "red")
-    assert_found(look(corpus, tokenizer=str(tokenizer_folder), seq_len=2048, pack_tokens=4096), "seq-len")
-
-
-def test_truncation_that_loses_text(write, texts, tokenizer_folder):
-    report = look(write(texts), tokenizer=str(tokenizer_folder), seq_len=32, long_documents="truncate")
-    assert_found(report, "long-documents", "red")
-    report = look(write(texts), tokenizer=str(tokenizer_folder), seq_len=8)
-    assert_found(report, "long-documents")
-
-
-def test_a_corpus_of_one_short_document(write):
-    assert_found(look(write(["One short document."])), "vocabulary-size", "red")
-
-
-@pytest.mark.parametrize(("budget", "model"), [("10steps", "nano"), ("20000steps", "mini"), ("1s", "nano")])
-def test_the_model_is_the_one_that_training_would_choose(write, texts, tokenizer_folder, budget, model):
-    said: list[str] = []
-    config = DoctorConfig(corpus=(write(texts),), tokenizer=str(tokenizer_folder), budget=budget, trial_seconds=0.0)
-    examine(config, said.append)
-    assert said[-1] == f"trying {model}, which mlm train would choose for {budget}"
-
-
-@pytest.fixture
-def training_of(monkeypatch, tmp_path) -> Callable[..., tuple[int, int]]:
-    """Tells the tokens of a pack, and of a piece, that `mlm train` takes with some options; both measure one peak."""
-    for module in ("mlm_pytorch.doctor.examination", "mlm_pytorch.cli.settling"):
-        monkeypatch.setattr(f"{module}.measure_peak", lambda device, dtype: 1e11)
-
-    def training_of(device: torch.device, corpus: str, **options) -> tuple[int, int]:
-        config = TrainConfig(corpus=(corpus,), out=tmp_path / "run", **options)
-        config = settle_by_budget(config, tmp_path / "run", Display(quiet=True), World(device=device))
-        start, store = find_start(config.model), named_store(config)
-        by_default = min(start.trained_at.seq_len, start.longest)
-        seq_len = Manifest.read(store).seq_len if store else config.seq_len or by_default
-        return pack_tokens_of(config, getattr(start, "model", nn.Module())), seq_len
-
-    return training_of
-
-
-def packs_of(device: torch.device, store: TokenStore | None, **options) -> tuple[int, int]:
-    """The same of what the doctor tries."""
-    setup = _setup(_settled(DoctorConfig(**options), store, device), None, store, device)
-    return setup.pack_tokens, setup.seq_len
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("model", [None, *PRESETS])
-def test_packs_are_those_of_training(training_of, device, model):
-    """With a preset that is named as with one that is left open: the forecast is for the packs that will be trained on.
-
-    A GPU need not be there: nothing is computed on it.
-    """
-    cases = [{"budget": budget} for budget in ("1Mtokens", "4Mtokens", "1Btokens", "10steps", "20m", "100epochs")]
-    for changes in (*cases, {"budget": "10steps", "seq_len": 1000}, {"budget": "1Btokens", "pack_tokens": 640}):
-        options = {"model": model, "precision": "float32"} | changes
-        expected = training_of(torch.device(device), "corpus.txt", **options)
-        assert packs_of(torch.device(device), None, **options) == expected, changes
-
-
-@pytest.mark.parametrize("seq_len", [64, 3000])
-@pytest.mark.parametrize("budget", ["1Mtokens", "5000epochs"])
-def test_packs_of_a_store_are_those_of_training(training_of, write, texts, tokenizer_folder, tmp_path, seq_len, budget):
-    prepare([write(texts)], tmp_path / "store", tokenizer=load_tokenizer(tokenizer_folder), seq_len=seq_len)
-    options = {"model": "mini", "budget": budget}
-    expected = training_of(torch.device("cpu"), str(tmp_path / "store"), **options)
-    assert expected == (max(2048 if budget == "1Mtokens" else 4096, seq_len), seq_len)
-    assert packs_of(torch.device("cpu"), TokenStore.open(tmp_path / "store"), **options) == expected
-
-
-@pytest.mark.parametrize(("width", "positions"), [(128, 2048), (320, 128), (768, 8192)])
-def test_packs_of_a_model_that_is_continued_are_those_of_training(
-    training_of, tokenizer_folder, tmp_path, width, positions
-):
-    tokenizer = load_tokenizer(tokenizer_folder)
-    shape = EncoderConfig(tokenizer.special.num_tokens, width, 64, 2, 2, max_position_embeddings=positions)
-    export_encoder(Encoder(shape), tokenizer.special, tmp_path / "model", tokenizer.save)
-    for changes in ({}, {"seq_len": 100}, {"pack_tokens": 640}, {"budget": "1Btokens"}):
-        options = {"model": str(tmp_path / "model")} | changes
-        expected = training_of(torch.device("cpu"), "corpus.txt", **options)
-        assert packs_of(torch.device("cpu"), None, **options) == expected, changes
-
-
 def test_a_store(texts, write, tokenizer_folder, tmp_path):
     prepare(Corpus([write(texts)]), tmp_path / "store", tokenizer=load_tokenizer(tokenizer_folder), seq_len=64)
     report = look(str(tmp_path / "store"))
@@ -537,9 +247,6 @@ def test_a_corpus_of_which_nothing_can_be_read(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"title": 1}\n{"title": 2}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl line 1 has none of 'text'.*--column"):
         look(str(tmp_path / "a.jsonl"))
-
-
-# -- real data ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not beside this checkout")

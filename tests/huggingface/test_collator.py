@@ -1,55 +1,32 @@
-"""Laws of `MLMCollator`, and the behaviour that transformers' own tests of its masked-LM collator ask for."""
+"""The collator: what it masks, and how it pads."""
 
 import copy
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from collating import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    examples_of,
+    make_tokenizer,
+    make_wordpiece_tokenizer,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.utils.data import DataLoader
 
 from mlm_pytorch import masking
 from mlm_pytorch.huggingface import MLMCollator
 from mlm_pytorch.tokens import IGNORE_INDEX
 
-transformers = pytest.importorskip("transformers")
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(5)
-WORDS = [f"w{i}" for i in range(45)]  # ids 5 .. 49
-
-
-def make_tokenizer(vocab=(*SPECIAL, *WORDS), **kwargs):
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **(names | kwargs))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer()
-
-
-def examples_of(*lengths):
-    """Dicts with [CLS] words [SEP], of the given total lengths."""
-    rows = []
-    for seed, length in enumerate(lengths):
-        words = np.random.default_rng(seed).integers(5, 50, length - 2).tolist()
-        rows.append({"input_ids": [CLS, *words, SEP]})
-    return rows
-
 
 def originals(batch):
     """The batch before masking."""
     return torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"])
-
-
-# ------------------------------------------------------------------------------------------------------------ padding
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -183,9 +160,6 @@ def test_examples_stay_as_they_were(tokenizer):
             assert list(now["input_ids"]) == list(then["input_ids"])
 
 
-# ------------------------------------------------------------------------------------------------------------ masking
-
-
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=5),
     percent=st.integers(0, 100),
@@ -276,14 +250,6 @@ def test_a_selection_of_ones_own(tokenizer):
     assert (batch["labels"] != IGNORE_INDEX).long().tolist() == [[0, 0, 1, 0, 1, 0, 0]]
 
 
-def make_wordpiece_tokenizer():
-    pieces = ["un", "##believ", "##able", "play", "##ing", "go"]
-    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*SPECIAL, *pieces])}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-
-
 @pytest.mark.parametrize("arguments", [{"whole_word_mask": True}, {"selection": "words"}, {"selection": "ngrams"}])
 def test_whole_words(arguments):
     tokenizer = make_wordpiece_tokenizer()
@@ -319,38 +285,6 @@ def test_selections_are_those_of_masking(tokenizer):
         assert torch.equal(by_name["labels"], by_function["labels"])
 
 
-# --------------------------------------------------------------------------------------------------------- randomness
-
-
-def test_seed(tokenizer):
-    examples = examples_of(500, 300)
-    first = MLMCollator(tokenizer, seed=42)
-    second = MLMCollator(tokenizer, seed=42)
-    other = MLMCollator(tokenizer, seed=43)
-    torch.manual_seed(1)
-    one, next_one = first(examples), first(examples)
-    torch.manual_seed(2)
-    assert torch.equal(one["input_ids"], second(examples)["input_ids"])
-    assert torch.equal(next_one["input_ids"], second(examples)["input_ids"])
-    assert not torch.equal(one["labels"], next_one["labels"])
-    assert not torch.equal(one["labels"], other(examples)["labels"])
-
-
-def test_without_a_seed_torchs_generator_governs(tokenizer):
-    collator, examples = MLMCollator(tokenizer), examples_of(300)
-    torch.manual_seed(5)
-    one = collator(examples)
-    torch.manual_seed(5)
-    assert torch.equal(one["labels"], collator(examples)["labels"])
-    assert not torch.equal(one["labels"], collator(examples)["labels"])
-
-
-def test_a_seed_leaves_torchs_generator_alone(tokenizer):
-    before = torch.get_rng_state()
-    MLMCollator(tokenizer, seed=3)(examples_of(50))
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_numpy_gives_the_same_masks(tokenizer):
     examples = examples_of(50, 30)
     tensors = MLMCollator(tokenizer, seed=7)(examples)
@@ -362,220 +296,3 @@ def test_numpy_gives_the_same_masks(tokenizer):
         for name, value in arrays.items():
             assert isinstance(value, np.ndarray)
             assert np.array_equal(value, tensors[name].numpy())
-
-
-def epoch_of(loader):
-    return torch.cat([batch["labels"] for batch in loader])
-
-
-def test_loader_workers(tokenizer):
-    examples = examples_of(*[200] * 8)
-
-    def loader(seed=42, **kwargs):
-        collator = MLMCollator(tokenizer, seed=seed)
-        return DataLoader(examples, batch_size=2, num_workers=2, collate_fn=collator, **kwargs)
-
-    torch.manual_seed(1)
-    one = loader()
-    first, second = epoch_of(one), epoch_of(one)
-    torch.manual_seed(2)
-    again = loader(generator=torch.Generator().manual_seed(9))
-    # The collator's seed alone decides, epoch for epoch ...
-    assert torch.equal(first, epoch_of(again))
-    assert torch.equal(second, epoch_of(again))
-    assert not torch.equal(first, epoch_of(loader(seed=43)))
-    # ... and neither epochs nor workers repeat each other (batches alternate between the two workers).
-    selected = first != IGNORE_INDEX
-    assert not torch.equal(selected, second != IGNORE_INDEX)
-    assert not torch.equal(selected[:2], selected[2:4])
-
-
-def test_workers_do_not_inherit_the_main_process_stream(tokenizer):
-    examples = examples_of(*[200] * 4)
-    collator = MLMCollator(tokenizer, seed=42)
-    collator(examples)  # the main process has a stream now, and forks it
-    labels = epoch_of(DataLoader(examples, batch_size=2, num_workers=2, collate_fn=collator)) != IGNORE_INDEX
-    assert not torch.equal(labels[:2], labels[2:])
-
-
-def test_workers_that_are_spawned_after_the_main_process_drew(tokenizer):
-    examples = examples_of(*[200] * 4)
-    used, unused = MLMCollator(tokenizer, seed=42), MLMCollator(tokenizer, seed=42)
-    used(examples)
-    spawned = {"num_workers": 1, "multiprocessing_context": "spawn"}
-    labels = epoch_of(DataLoader(examples, batch_size=2, collate_fn=used, **spawned))
-    assert torch.equal(labels, epoch_of(DataLoader(examples, batch_size=2, collate_fn=unused, num_workers=1)))
-
-
-def test_ranks_draw_other_masks(tokenizer, monkeypatch):
-    examples = examples_of(200)
-
-    def labels_of(rank):
-        monkeypatch.setenv("RANK", rank)
-        return MLMCollator(tokenizer, seed=42)(examples)["labels"]
-
-    alone = MLMCollator(tokenizer, seed=42)(examples)["labels"]
-    assert torch.equal(labels_of("0"), alone) and torch.equal(labels_of("1"), labels_of("1"))
-    assert not torch.equal(labels_of("1"), alone) and not torch.equal(labels_of("1"), labels_of("2"))
-
-
-def test_copies_and_pickles(tokenizer):
-    examples = examples_of(60)
-    collator = MLMCollator(tokenizer, seed=42)
-    collator(examples)
-    copies = [copy.deepcopy(collator), pickle.loads(pickle.dumps(collator))]
-    expected = collator(examples)
-    for other in copies:
-        assert torch.equal(other(examples)["labels"], expected["labels"])
-
-
-# ------------------------------------------------------------------------- in transformers' Trainer, for real
-
-
-def tiny_bert():
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    return transformers.BertForMaskedLM(config)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_in_trainer(tokenizer, tmp_path, workers):
-    pytest.importorskip("accelerate")
-    dataset = [row | {"name": "not for the model"} for row in examples_of(*[12, 9, 17, 5, 20, 8] * 2)]
-    args = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=3,
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-    )
-    trainer = transformers.Trainer(
-        tiny_bert(), args, train_dataset=dataset, eval_dataset=dataset, data_collator=MLMCollator(tokenizer, seed=0)
-    )
-    result = trainer.train()
-    assert result.global_step == 3
-    assert 2.0 < result.training_loss < 6.0  # about ln 50
-    assert math.isfinite(trainer.evaluate()["eval_loss"])
-
-
-# ------------------------------------------------------------- what transformers' tests of its own collator ask for
-# Its test file builds a vocabulary of the five special tokens alone and feeds it ids beyond; said here in our words.
-
-
-@pytest.fixture
-def bare_tokenizer():
-    return make_tokenizer(vocab=SPECIAL)
-
-
-@pytest.mark.parametrize("return_tensors", ["pt", "np"])
-@pytest.mark.parametrize("bare", [False, True])
-@pytest.mark.parametrize(
-    ("lengths", "multiple", "padded"), [((10, 10), None, 10), ((5, 10), None, 10), ((5, 10), 8, 16)]
-)
-def test_theirs_shapes_and_labels(bare_tokenizer, return_tensors, bare, lengths, multiple, padded):
-    examples = [list(range(n)) if bare else {"input_ids": list(range(n))} for n in lengths]
-    collator = MLMCollator(bare_tokenizer, pad_to_multiple_of=multiple, return_tensors=return_tensors)
-    masked_any = False
-    for _ in range(10):
-        batch = collator(examples)
-        assert batch["input_ids"].shape == (2, padded)
-        assert batch["labels"].shape == (2, padded)
-        masked = batch["input_ids"] == MASK
-        masked_any |= bool((masked & (batch["labels"] != IGNORE_INDEX)).any())
-        # Where neither [MASK] nor the original is shown there is nothing: this vocabulary has no token to draw.
-        assert ((batch["labels"] == IGNORE_INDEX) | masked | (batch["labels"] == batch["input_ids"])).all()
-    assert masked_any
-
-
-@pytest.mark.parametrize("multiple", [None, 8])
-@pytest.mark.parametrize("label", ["next_sentence_label", "sentence_order_label"])
-@pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
-def test_theirs_sentence_pairs(bare_tokenizer, multiple, label, convert):
-    examples = [
-        {"input_ids": convert(list(range(5))), "token_type_ids": convert(list(range(5))), label: i} for i in range(2)
-    ]
-    batch = MLMCollator(bare_tokenizer, pad_to_multiple_of=multiple)(examples)
-    for name in ("input_ids", "token_type_ids", "labels"):
-        assert batch[name].shape == (2, multiple or 5)
-    assert batch[label].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("convert_to", [None, "np", "pt"])
-def test_theirs_whole_words_with_offsets(convert_to):
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=make_wordpiece_tokenizer().backend_tokenizer, pad_token="[PAD]", mask_token="[MASK]"
-    )
-    words = [f"token_{i}" for i in range(998)]
-    tokenizer.add_tokens(words)
-    examples = [tokenizer(" ".join(words), return_offsets_mapping=True) for _ in range(2)]
-    examples = [example.convert_to_tensors(convert_to) for example in examples]
-    one, same, other = (MLMCollator(tokenizer, whole_word_mask=True, seed=seed)(examples) for seed in (42, 42, 43))
-    assert one["input_ids"].shape == one["labels"].shape == (2, 998)
-    assert torch.equal(one["input_ids"], same["input_ids"])
-    assert not torch.equal(one["input_ids"], other["input_ids"])
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mlm": False}, "mlm=False asks for causal language modelling; use transformers' own collator"),
-        ({"mlm_probability": 1.5}, r"mlm_probability 1.5 is outside \[0, 1\]; pass a share"),
-        ({"mlm_probability": None}, r"mlm_probability None is outside \[0, 1\]"),
-        ({"mask_replace_prob": -0.1}, r"mask_replace_prob -0.1 is outside \[0, 1\]"),
-        ({"random_replace_prob": math.nan}, r"random_replace_prob nan is outside \[0, 1\]"),
-        ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, "0.8 and random_replace_prob 0.3 together exceed 1"),
-        ({"selection": "letters"}, "selection 'letters' is unknown; pass one of tokens, words, spans, ngrams"),
-        ({"selection": "spans", "whole_word_mask": True}, "whole_word_mask=True contradicts selection='spans'"),
-        ({"padding": "most"}, "padding 'most' is unknown; pass 'longest', 'max_length' or 'do_not_pad'"),
-        ({"padding": "max_length"}, "padding 'max_length' needs max_length"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of 0 is not positive"),
-        ({"return_tensors": "tf"}, "return_tensors 'tf' is unknown; pass 'pt' or 'np'"),
-    ],
-)
-def test_bad_arguments(tokenizer, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        MLMCollator(tokenizer, **arguments)
-
-
-def test_a_tokenizer_without_a_mask_token():
-    with pytest.raises(ValueError, match="has no mask token; add one"):
-        MLMCollator(make_tokenizer(mask_token=None))
-
-
-@pytest.mark.parametrize(
-    ("examples", "message"),
-    [
-        ([], "0 examples make no batch"),
-        ([{"ids": [5, 6]}], r"the examples have the fields \['ids'\] but no input_ids; tokenize them first"),
-        (
-            [{"input_ids": [5]}, {"input_ids": [5], "x": 1}],
-            r"example 1 has the fields \['input_ids', 'x'\] and",
-        ),
-        ([{"input_ids": [[5, 6]]}], r"input_ids of example 0 have shape \(1, 2\) and type int64; pass one dimension"),
-        ([{"input_ids": [5]}, {"input_ids": [5.5]}], "input_ids of example 1 have shape .* and type float64"),
-        ([{"input_ids": "text"}], "input_ids of example 0 have shape"),
-        ([{"input_ids": [5, 6], "x": [1]}, {"input_ids": [5, 6, 7], "x": [1, 2]}], "the field x has shapes"),
-    ],
-)
-def test_bad_examples(tokenizer, examples, message):
-    with pytest.raises(ValueError, match=message):
-        MLMCollator(tokenizer)(examples)
-
-
-def test_an_example_longer_than_max_length(tokenizer):
-    with pytest.raises(ValueError, match="an example of 9 tokens exceeds max_length 8; truncate it when tokenizing"):
-        MLMCollator(tokenizer, padding="max_length", max_length=8)(examples_of(4, 9))
-
-
-def test_unknown_return_tensors_at_the_call(tokenizer):
-    with pytest.raises(ValueError, match="return_tensors 'jax' is unknown"):
-        MLMCollator(tokenizer)(examples_of(4), return_tensors="jax")
