@@ -286,9 +286,17 @@ def _kind(char: str) -> str:
         return "Cn"  # lone surrogates cannot even be shown to a tokenizer
     if category[0] in "PS" and char.isascii():
         return "ascii " + category
-    if category == "Lo" and any(low <= ord(char) <= high for low, high in _CJK):
-        return "cjk"
+    if category == "Lo":
+        for low, high in _CJK:
+            if low <= ord(char) <= high:
+                return "cjk"
     return category
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    """The kind of every code point of planes 0 and 1; half of the time that deriving a table would take."""
+    return tuple(_kind(chr(point)) for point in range(_TABLED_POINTS))
 
 
 def _right_key(text: str) -> Hashable:
@@ -311,9 +319,9 @@ def _specimens(tokens: Iterable[_Token]) -> dict[str, str]:
     for token in tokens:
         for char in token.text[:1] + token.text[-1:]:
             found.setdefault(_kind(char), char)
-    for point in range(_TABLED_POINTS):
-        if not 0xD800 <= point < 0xE000:
-            found.setdefault(_kind(chr(point)), chr(point))
+    for point, kind in enumerate(_kinds()):
+        if kind not in found and not 0xD800 <= point < 0xE000:
+            found[kind] = chr(point)
     return found
 
 
@@ -358,10 +366,9 @@ def _within(text: str, cut: Cut) -> str:
 
 def _char_classes(right_class: dict[Hashable, int], left_class: dict[Hashable, int]) -> torch.Tensor:
     """The packed classes of every code point of planes 0 and 1, and of an ideograph for all above."""
+    kinds = [*_kinds(), _kind(chr(_TABLED_POINTS))]
     of_kind: dict[str, int] = {}
-    table = []
-    for point in [*range(_TABLED_POINTS), 0x20000]:
-        kind = _kind(chr(point))
+    for point, kind in enumerate(kinds):
         if kind not in of_kind:
             key = _right_key(chr(point))
             of_kind[kind] = WordTable.pack_classes(
@@ -369,5 +376,4 @@ def _char_classes(right_class: dict[Hashable, int], left_class: dict[Hashable, i
                 right=right_class[key],
                 inner=right_class.get((key, "inner"), right_class[key]),
             )
-        table.append(of_kind[kind])
-    return torch.tensor(table)
+    return torch.tensor([of_kind[kind] for kind in kinds])

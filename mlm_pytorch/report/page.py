@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -269,39 +270,37 @@ def _render(
         for name, fact, corpus, seen, said in zip(names, facts, corpora, learned, notes, strict=True)
     ]
     several = len(facts) > 1
-    return (
-        _environment()
-        .from_string(_asset("page.html"))
-        .render(
-            policy=(
-                f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-                "base-uri 'none'; form-action 'none'"
-            ),
-            title=" · ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs",
-            style=style,
-            script=script,
-            data=_json(data),
-            charts=[(chart, views.chart_tables(chart, names, curves)) for chart in charts],
-            tiles=[] if several else views.tiles(facts[0], curves[0]),
-            comparison=comparison(names, facts, curves) if several else None,
-            not_comparable=why_not_comparable(names, facts),
-            differences=differences(names, facts) if several else None,
-            axes=views.axes(learned),
-            runs=runs,
-            names=names,
-            written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=version(),
-        )
+    return _template().render(
+        policy=(
+            f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        title=" · ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs",
+        style=style,
+        script=script,
+        data=_json(data),
+        charts=[(chart, views.chart_tables(chart, names, curves)) for chart in charts],
+        tiles=[] if several else views.tiles(facts[0], curves[0]),
+        comparison=comparison(names, facts, curves) if several else None,
+        not_comparable=why_not_comparable(names, facts),
+        differences=differences(names, facts) if several else None,
+        axes=views.axes(learned),
+        runs=runs,
+        names=names,
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version(),
     )
 
 
-def _environment() -> jinja2.Environment:
+@cache
+def _template() -> jinja2.Template:
+    """The page, compiled once: a run writes it at each evaluation, and compiling is most of that."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["level"] = lambda probability: sum(probability >= edge for edge in LEVELS)
     environment.filters["percent"] = _percent
-    return environment
+    return environment.from_string(_asset("page.html"))
 
 
 def _percent(share: float) -> str:
