@@ -15,6 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from mlm_pytorch.data.tokenizer import choose_vocab_size, load_tokenizer, sample_texts, train_tokenizer
 from mlm_pytorch.data.tokenizer import record as module
+from mlm_pytorch.evaluation.fill import masks_understood
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TEXTS = ["def add(self, left, right):\n    return left + right", "The cat sat on the mat; the dog did not."] * 50
@@ -361,4 +362,5 @@ def test_a_corpus_cannot_write_a_mask_that_is_not_flagged_special(tmp_path, mode
     assert not {0, 2} & set(loaded.encode_arrays(texts)[0].tolist())
     if added:
         assert backend.token_to_id("plain") in loaded.encode_batch(["A plain B"])[0]
-        assert 2 in loaded.encode("A [MASK] B")
+    assert loaded.encode("A [MASK] B") == [5, 2, 6]
+    assert loaded.encode(masks_understood(loaded, "A [MASK]")[0]) == [5, 2]

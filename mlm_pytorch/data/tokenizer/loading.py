@@ -157,6 +157,9 @@ def make_tokenizer_of_files(files: dict[str, bytes], label: str) -> Tokenizer:
                 f'"{role}" in '
                 "tokenizer_config.json"
             )
+    if vocabulary[named["mask_token"]] not in backend.get_added_tokens_decoder():
+        # A mask of the vocabulary alone would be cut like any other text where someone writes it.
+        backend.add_special_tokens([special_token(named["mask_token"])])
     added = backend.get_added_tokens_decoder()
     special_ids = {vocabulary[token] for token in named.values()} | {id for id, token in added.items() if token.special}
     prefix, suffix = _framing(backend, next((token for token, id in vocabulary.items() if id not in special_ids), "a"))
