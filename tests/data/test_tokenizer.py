@@ -364,3 +364,24 @@ def test_a_corpus_cannot_write_a_mask_that_is_not_flagged_special(tmp_path, mode
         assert backend.token_to_id("plain") in loaded.encode_batch(["A plain B"])[0]
     assert loaded.encode("A [MASK] B") == [5, 2, 6]
     assert loaded.encode(masks_understood(loaded, "A [MASK]")[0]) == [5, 2]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_corpus_cannot_write_tokens_that_bpe_makes(tmp_path, legacy):
+    """Those of one character, of merges, and, with `ignore_merges`, of a whole word."""
+    tokens = ["_", "#", "?", "a", "b", "ab", "<", "<a", "<ab", "#b", "[P]"]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    merges = [("a", "b"), ("<", "ab"), ("<", "a"), ("#", "b")]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="?", ignore_merges=not legacy))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["_", "#", "?", "<ab", "[P]"])
+    save_backend(tmp_path, backend, {"pad_token": "_", "mask_token": "#", "unk_token": "?"})
+    if legacy:  # as files before 2024 have merges
+        content = json.loads((tmp_path / "tokenizer.json").read_text())
+        content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(tmp_path)
+    part = [2, 4] if legacy else [9]  # a whole word, and no special one
+    assert loaded.encode_batch(["a#_b", "<ab", "#b", "ab <", "?"]) == [[3, 2, 2, 4], [6, 5], part, [5, 6], [2]]
+    assert not set(loaded.encode_batch(["[P]"])[0]) & {0, 1, 8, 10}
+    assert loaded.encode("a#_b") == [3, 1, 0, 4]  # written by a person, they are what they say

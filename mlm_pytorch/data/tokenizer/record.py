@@ -201,7 +201,8 @@ def _explained(tokenizer: Tokenizer) -> Iterator[None]:
 def _hide_special_tokens(content: dict[str, Any], special_ids: Container[int]) -> None:
     """Rename the special tokens of a tokenizer.json's model, which may find them in a text like any other token.
 
-    Unigram and WordLevel do, and WordPiece where nothing cuts at brackets; BPE makes tokens by merging only.
+    Unigram and WordLevel do, and WordPiece where nothing cuts at brackets. BPE does for a token of one character, and
+    for what merges make or (`ignore_merges`) a whole word is; there the merges go as well.
 
     Special is what has such a role, too: a mask may be an added token without the flag, or lie in the vocabulary alone.
     """
@@ -209,7 +210,7 @@ def _hide_special_tokens(content: dict[str, Any], special_ids: Container[int]) -
         token["special"] = token["special"] or token["id"] in special_ids
     model = content["model"]
     vocabulary = model.get("vocab")
-    if model.get("type") not in ("Unigram", "WordLevel", "WordPiece") or not vocabulary:
+    if model.get("type") not in ("BPE", "Unigram", "WordLevel", "WordPiece") or not vocabulary:
         return
     names = {token["content"] for token in content["added_tokens"] if token["special"]}
     if model["type"] == "Unigram":
@@ -217,6 +218,8 @@ def _hide_special_tokens(content: dict[str, Any], special_ids: Container[int]) -
     else:
         ids = vocabulary
     names = {token for token, id in ids.items() if token in names or id in special_ids}
+    if model["type"] == "BPE":
+        names = _hide_merges(model, names)
     if model["type"] == "Unigram":
         model["vocab"] = [[UNWRITABLE + token if token in names else token, score] for token, score in vocabulary]
     else:
@@ -225,6 +228,18 @@ def _hide_special_tokens(content: dict[str, Any], special_ids: Container[int]) -
             model["unk_token"] = UNWRITABLE + model["unk_token"]
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in names]
     content["post_processor"] = None  # it names them, and a corpus is encoded without
+
+
+def _hide_merges(model: dict[str, Any], names: set[str]) -> set[str]:
+    """Drop a BPE model's merges of the named tokens and into them; returns those of the names that texts can reach."""
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    prefix = model.get("continuing_subword_prefix") or ""
+    made = {left + right.removeprefix(prefix) for left, right in pairs}
+    reached = {name for name in names if len(name) == 1 or name in made or model.get("ignore_merges")}
+    if reached:
+        kept = [(a, b) for a, b in pairs if not {a, b, a + b.removeprefix(prefix)} & reached]
+        model["merges"] = [list(pair) for pair in kept]
+    return reached
 
 
 def _flatten(lists: Iterable[list[int]]) -> tuple[np.ndarray, np.ndarray]:
