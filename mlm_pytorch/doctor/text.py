@@ -23,6 +23,7 @@ _MOJIBAKE = re.compile(
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad\ue000-\uf8ff]")
 _HTML = re.compile(
+    r"(?!(?<=[\w:])<(?-i:[ABIPU])>)"  # Vec<B>, a type of code
     r"</?(?:a|b|br|body|button|code|div|em|font|form|h[1-6]|head|html|i|iframe|img|input|li|link|meta|nav|ol|option|p"
     r"|pre|script|span|strong|style|sub|sup|table|tbody|td|th|title|tr|u|ul)(?:\s[^<>]{0,500})?/?>"
     r"|&(?:nbsp|amp|lt|gt|quot|#\d{2,6}|#x[0-9a-f]{2,6});",
@@ -125,11 +126,14 @@ def is_shouting(text: str) -> bool:
 
 
 def is_record(text: str) -> bool:
-    """A JSON object, an array, or a row of many tab-separated fields where text should be."""
+    """A JSON object, an array, or rows of many tab-separated fields where text should be; tabs may indent code."""
     head = text[:2000].strip()
-    return (head[:2] in ('{"', "[{", '["', "{'") and ('":' in head or "':" in head or '",' in head)) or head.count(
-        "\t"
-    ) >= 4
+    if head[:2] in ('{"', "[{", '["', "{'") and ('":' in head or "':" in head or '",' in head):
+        return True
+    if head.count("\t") < 4:
+        return False
+    lines = [line.strip() for line in head.splitlines() if line.strip()]
+    return 2 * sum(len(re.findall(r"\t+", line)) >= 4 for line in lines) >= len(lines)
 
 
 def has_padding(text: str) -> bool:

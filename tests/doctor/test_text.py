@@ -18,6 +18,9 @@ INNOCENT = [
     "The Pseudopseudohypoparathyroidism article at https://example.org/a/b is long.",
     "I am a I or a b c d of it, e.g. x, y.",
     "Total: 12, 13 and 14.\n\tIndented once, twice.\r\nNew line.\fNew page.",
+    "func f(n int) int {\n\tfor i := 0; i < n; i++ {\n\t\tif i == 3 {\n\t\t\treturn i\n\t\t}\n\t}\n\treturn 0\n}",
+    "#define A\t\t\t\t1\n#define LONGER\t\t\t2\n",
+    "pub fn fold<B>(self, f: impl Fn(A) -> B) -> Vec<B> { Option::<A>::None.map::<B>(f) }",
 ]
 
 
@@ -49,6 +52,9 @@ def test_innocent_text_is_left_alone(fault):
         ("is_address", "550e8400-e29b-41d4-a716-446655440000"),
         ("is_numbers", "12,5 3.4 -7"),
         ("is_record", "a\tb\tc\td\te"),
+        ("is_record", "a\tb\tc\td\te\nf\tg\t\th\ti\tj"),
+        ("has_markup", "<P>One.<P>Two."),
+        ("has_markup", "a word<B>in bold</B>"),
         ("has_padding", "Chapter 1 ............................ 7"),
         ("repeats_itself", "the " * 500),
         ("has_no_blanks", "thewordsofthissentencewerewrittenwithoutanyblanksbetweenthemallalong"),
