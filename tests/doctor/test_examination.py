@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,23 @@ def test_a_file_without_documents_and_one_of_an_unknown_kind(write, texts, tmp_p
 
 
 def test_lines_of_paragraphs(texts, tmp_path, tokenizer_folder):
-    import textwrap
-
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(textwrap.fill(text, 70) for text in texts))
     assert_found(look(str(path), tokenizer=str(tokenizer_folder)), "lines", "red")
     assert level(look(str(path), tokenizer=str(tokenizer_folder), split_text="paragraph"), "lines") == "green"
+
+
+def test_lines_in_lower_case_are_no_parts_of_paragraphs(texts, tmp_path, tokenizer_folder):
+    """Chat and queries: each line a document, none with a capital, most without a full stop."""
+    draw = random.Random(0)
+    path = tmp_path / "chat.txt"
+    path.write_text(
+        "\n".join(text.lower().replace(".", "")[: int(draw.triangular(20, 120, 30))].strip() for text in texts)
+    )
+    assert level(look(str(path), tokenizer=str(tokenizer_folder)), "lines") == "green"
+    wrapped = [line for text in texts for line in textwrap.wrap(text, draw.randint(60, 160))]
+    path.write_text("\n".join(wrapped))
+    assert_found(look(str(path), tokenizer=str(tokenizer_folder)), "lines", "red")
 
 
 def test_a_column_of_labels(write, tokenizer_folder):
