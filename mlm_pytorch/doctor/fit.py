@@ -1,6 +1,7 @@
 """Whether a tokenizer fits the text: what it does not know, into how much it cuts a word, its kind, its case."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,12 @@ from mlm_pytorch.doctor.tokens import SEQUENCES, TOKENIZED_DOCUMENT, Encoded
 # vocabularies of 16k to 50k entries).
 FEW_ENTRIES = 300  # with fewer, a tokenizer is meant to cut text into letters or bytes
 USUAL_TOKENS_PER_WORD, MANY_TOKENS_PER_WORD = 1.6, 4.0
+# What a tokenizer has to cut where blanks do not (rows, code, Chinese): runs of letters and the signs that combine with
+# them, marks, and each character of a script that puts no blanks between words.
+_ALONE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_SIGNS = "\u0300-\u036f\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0900-\u0dff\u200c\u200d"
+_PARTS = re.compile(rf"[{_ALONE}]|(?:[^\W{_ALONE}]|[{_SIGNS}])+|[^\w\s]")
+FEW_PARTS = 1.5  # for each word between blanks: prose has 1.1 to 1.4 (punctuation)
 
 
 def check_text_fit(tokenizer: Tokenizer, encoded: Encoded) -> list[Finding]:
@@ -57,17 +64,21 @@ def check_unknown(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
 
 
 def check_fit(tokenizer: Tokenizer, encoded: Encoded) -> Finding:
-    """Into how many tokens a word is cut, against what is usual."""
+    """Into how many tokens a word is cut, against what is usual; where blanks do not part words, a word or a mark."""
     rows = [
         (d.text[:TOKENIZED_DOCUMENT], row)
         for d, row in zip(encoded.documents, encoded.ids, strict=True)
         if d.ids is None
     ]
     words = sum(len(text.split()) for text, _ in rows)
+    parts = sum(len(_PARTS.findall(text)) for text, _ in rows)
+    by_part = parts > FEW_PARTS * words
+    words = parts if by_part else words
     tokens = sum(len(row) for _, row in rows)
     characters = sum(len(text) for text, _ in rows)
     per_word, per_token = tokens / max(1, words), characters / max(1, tokens)
-    seen = f"{per_word:.2f} tokens a word (usual: 1.2 to {USUAL_TOKENS_PER_WORD}), {per_token:.2f} characters a token"
+    what = "tokens a word or mark" if by_part else f"tokens a word (usual: 1.2 to {USUAL_TOKENS_PER_WORD})"
+    seen = f"{per_word:.2f} {what}, {per_token:.2f} characters a token"
     by_letter = tokenizer.special.num_tokens <= FEW_ENTRIES
     by_letter |= (tokenizer.kind or "").partition(":")[0] in (*SEQUENCES, "characters", "bytes")
     if by_letter or characters / max(1, words) > 30:  # sequences, or writing without blanks

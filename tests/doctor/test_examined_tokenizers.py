@@ -88,6 +88,17 @@ def test_a_tokenizer_that_cuts_words_to_crumbs(write, texts, tmp_path):
     assert_found(report, "fit", "red")
 
 
+def test_a_tokenizer_fits_where_blanks_do_not_part_words(write, tokenizer_folder):
+    """Rows and Chinese have few blanks: what a tokenizer of theirs makes of the stretch between two says nothing."""
+    draw = random.Random(0)
+    rows = [f"{n},{draw.choice(['red', 'green'])},{draw.random():.3f},Berlin,{draw.randint(1, 99)}" for n in range(400)]
+    syllables = ["".join(chr(0x4E00 + draw.randrange(300)) for _ in range(2)) for _ in range(60)]
+    chinese = ["".join(draw.choices(syllables, k=draw.randint(3, 8))) for _ in range(600)]
+    for documents in (rows, chinese):
+        assert level(look(write(documents)), "fit") == "green"
+    assert_found(look(write(chinese), tokenizer=str(tokenizer_folder)), "fit")
+
+
 def test_dna_with_a_tokenizer_of_words_and_text_with_one_of_dna(write, texts, tokenizer_folder):
     draw = random.Random(0)
     sequences = [dna(draw, 2000) for _ in range(200)]
