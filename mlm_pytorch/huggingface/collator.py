@@ -51,8 +51,9 @@ class MLMCollator:
       pad_to_multiple_of: round the padded length up.
       return_tensors: "pt" or "np"; both give the same masks.
       seed: draw masks from a stream of its own, else from torch's global generator. The stream also depends on the
-        process's rank (`RANK`, as torchrun sets it), and in loader workers on the worker's number and on how often it
-        was started, so that ranks and epochs differ and runs do not. It begins anew when a run is resumed.
+        process's rank (of `torch.distributed`, else `RANK`, as torchrun sets it), and in loader workers on the worker's
+        number and on how often it was started, so that ranks and epochs differ and runs do not. It begins anew when a
+        run is resumed.
     and ours, by name:
       selection: "tokens", "words", "spans", "ngrams", or a function with the arguments of `masking.select_tokens`.
       padding: True or "longest"; "max_length" (up to `max_length`); False for examples of one length.
@@ -87,6 +88,7 @@ class MLMCollator:
     _stream: torch.Generator | None = field(init=False, repr=False, default=None)
     _stream_of: int | None = field(init=False, repr=False, default=None)
     _starts: Tensor | None = field(init=False, repr=False, default=None)
+    _rank: int | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         self._check()
@@ -121,8 +123,10 @@ class MLMCollator:
         return BatchEncoding(batch)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the stream as an array: a loader worker that is spawned cannot read a torch generator."""
-        return self.__dict__ | {"_stream": None if self._stream is None else self._stream.get_state().numpy()}
+        """With the stream as an array and the rank: a loader worker that is spawned cannot read a torch generator, and
+        is in no process group."""
+        stream = None if self._stream is None else self._stream.get_state().numpy()
+        return self.__dict__ | {"_stream": stream, "_rank": self._own_rank()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -155,7 +159,7 @@ class MLMCollator:
         worker = torch.utils.data.get_worker_info()
         owner = None if worker is None else worker.seed
         if self._stream is None or owner != self._stream_of:
-            key = [self.seed % 2**64, int(os.environ.get("RANK") or 0), 0, 0]
+            key = [self.seed % 2**64, self._own_rank(), 0, 0]
             if worker is not None:
                 assert self._starts is not None
                 slot = worker.id % _WORKER_SLOTS
@@ -164,6 +168,15 @@ class MLMCollator:
             self._stream = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             self._stream_of = owner
         return self._stream
+
+    def _own_rank(self) -> int:
+        """Of this process, or in a loader worker of the one that started it. Not every launcher sets RANK: Lightning's
+        does not."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank()
+        if self._rank is not None and torch.utils.data.get_worker_info() is not None:
+            return self._rank
+        return int(os.environ.get("RANK") or 0)
 
     def _pad(self, examples: Sequence[Any]) -> dict[str, Any]:
         """Examples -> fields: tensors (B, L, ...) where they run along the tokens, (B, ...) or lists where not."""

@@ -98,6 +98,32 @@ def test_ranks_draw_other_masks(tokenizer, monkeypatch):
     assert not torch.equal(labels_of("1"), alone) and not torch.equal(labels_of("1"), labels_of("2"))
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_ranks_of_a_process_group_draw_other_masks(tokenizer, monkeypatch, context):
+    """Lightning's launcher, for one, makes a process group and sets no RANK; a spawned worker knows neither."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.delenv("RANK", raising=False)
+    examples = examples_of(20)
+    drawn = {}
+    for rank in (None, 0, 1):
+        if rank is not None:
+            torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            collator = MLMCollator(tokenizer, seed=42)
+            worker = {"num_workers": 1, "multiprocessing_context": context}
+            drawn[rank] = (
+                collator(examples)["labels"],
+                epoch_of(DataLoader(examples, 10, collate_fn=collator, **worker)),
+            )
+        finally:
+            if rank is not None:
+                torch.distributed.destroy_process_group()
+    for place in (0, 1):
+        assert torch.equal(drawn[None][place], drawn[0][place])
+        assert not torch.equal(drawn[0][place], drawn[1][place])
+
+
 def test_copies_and_pickles(tokenizer):
     examples = examples_of(60)
     collator = MLMCollator(tokenizer, seed=42)
