@@ -5,6 +5,7 @@ _tokenizer:    options, what was read -> Tokenizer, or the finding that says why
 examine:       DoctorConfig -> Report
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from mlm_pytorch.doctor.fit import check_text_fit
 from mlm_pytorch.doctor.languages import check_languages
 from mlm_pytorch.doctor.masks import MaskedSample, masked_samples, pieces_of
 from mlm_pytorch.doctor.material import Material, read_material, with_text
-from mlm_pytorch.doctor.ranks import RankPlan, check_ranks, plan_ranks
+from mlm_pytorch.doctor.ranks import RankPlan, check_count, check_ranks, plan_ranks
 from mlm_pytorch.doctor.sample import Sample
 from mlm_pytorch.doctor.setup import Setup, check_entries, check_setup
 from mlm_pytorch.doctor.text import check_texts
@@ -97,6 +98,10 @@ def examine(config: DoctorConfig, say: Say = lambda _: None) -> Report:
     corpus of which nothing can be read, options that contradict each other.
     """
     started = time.monotonic()
+    if not 0 <= config.trial_seconds < math.inf:
+        raise ValueError(f"--trial-seconds {config.trial_seconds} is no length of time; 10 is usual, 0 leaves it out")
+    for ranks in config.ranks:
+        check_count(ranks)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not config.corpus and not config.mix:
         if not config.ranks:

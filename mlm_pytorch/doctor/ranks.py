@@ -125,6 +125,12 @@ def flops_per_token(config: EncoderConfig, mean_length: float, mask_prob: float)
     return 6 * (matrices + head) + 12 * width * seen
 
 
+def check_count(ranks: int) -> None:
+    """Raise ValueError for fewer than one rank."""
+    if ranks < 1:
+        raise ValueError(f"--ranks {ranks} is too small; give at least 1")
+
+
 def plan_ranks(
     config: EncoderConfig,
     ranks: int,
@@ -136,8 +142,7 @@ def plan_ranks(
     mask_prob: float,
 ) -> list[RankPlan]:
     """One plan for each layout. Raises ValueError for fewer than one rank."""
-    if ranks < 1:
-        raise ValueError(f"--ranks {ranks} is too small; give at least 1")
+    check_count(ranks)
     sizes = model_sizes(config, optimizer)
     activations = activation_bytes(config, pack_tokens, mask_prob)
     packs = max(1, packs_per_step // ranks)

@@ -60,3 +60,16 @@ def test_mistakes_exit_with_2(capsys):
     assert capsys.readouterr().err == (
         "mlm: no corpus is named; give files, globs, folders, a store, or --ranks for a plan alone\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--trial-seconds", "-1"), "mlm: --trial-seconds -1.0 is no length of time; 10 is usual, 0 leaves it out\n"),
+        (("--trial-seconds", "nan"), "mlm: --trial-seconds nan is no length of time; 10 is usual, 0 leaves it out\n"),
+        (("--ranks", "8", "--ranks", "0"), "mlm: --ranks 0 is too small; give at least 1\n"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(write, texts, capsys, arguments, message):
+    assert run(write(texts[:200]), "--model", "tiny", *arguments) == 2
+    assert capsys.readouterr().err == message
