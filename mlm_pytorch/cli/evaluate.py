@@ -68,6 +68,8 @@ def _check(config: EvaluateConfig) -> None:
         raise ValueError("--probe-train and --probe-test go together; name a file for each")
     if config.seq_len is not None and config.seq_len < 1:
         raise ValueError(f"--seq-len {config.seq_len} is too small; give at least 3, for a token beside another")
+    if not 0 < config.mask_prob <= 1:
+        raise ValueError(f"--mask-prob {config.mask_prob} is outside (0, 1]; 0.15 is usual")
     untouched = EvaluateConfig(models=())
 
     def given(*names: str) -> str | None:

@@ -230,6 +230,8 @@ def test_lengths_that_a_model_does_not_take_are_refused(tmp_path, capsys):
     assert fails(capsys, folder, "--data", file, "--seq-len", 65) == said
     for length in (0, -3):
         assert f"--seq-len {length} is too small" in fails(capsys, folder, "--data", file, "--seq-len", length)
+    for rate in (0.0, 1.5, "nan"):
+        assert f"--mask-prob {rate} is outside (0, 1]" in fails(capsys, folder, "--data", file, "--mask-prob", rate)
 
 
 def test_runs_that_cut_the_same_text_differently_are_told_apart(run, capsys):
