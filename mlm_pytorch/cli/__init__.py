@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         run(parse(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started the program, it is
+            sys.stdout.flush()
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise SystemExit(128 + signal.SIGPIPE) from None

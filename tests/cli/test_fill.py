@@ -106,6 +106,13 @@ def test_a_text_cannot_write_to_the_terminal(model, capsys, monkeypatch):
     assert ":smile: [red]the[/red]" in shown.replace("\n", "")
 
 
+def test_a_closed_standard_output_is_no_fault(model):
+    command = [sys.executable, "-m", "mlm_pytorch", "fill", str(model), "a [MASK]"]
+    closed = ["sh", "-c", '"$@" >&-', "sh", *command]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_conversation_on_a_terminal(model):
     """A real terminal: colour, what is typed is answered, mistakes do not end it, the end of the input does."""
     command = [sys.executable, "-m", "mlm_pytorch", "fill", str(model), "--top-k", "2"]
