@@ -53,6 +53,10 @@ class HeldOut:
         """Whether one is, at this share of the budget."""
         return int(share * self.planned) > self.done
 
+    def replan(self, share: float) -> None:
+        """Take note that `share` is spent of another budget: the rest is due over what is left of it."""
+        self.done = min(self.done, int(share * self.planned))
+
     def wanted(self, step: int) -> bool:
         """Whether anything can be measured that is not known of this step already."""
         return (self.evaluate is not None or self.keep is not None) and self.last_step != step

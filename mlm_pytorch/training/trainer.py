@@ -135,7 +135,8 @@ class Trainer:
             ValueError: a checkpoint of another shape, of a run of another configuration, or on another store.
         """
         state, tensors = load_checkpoint(checkpoint, self.model)
-        changed = TrainConfig.from_yaml(state["config"]).differences(self.config)
+        before = TrainConfig.from_yaml(state["config"])
+        changed = before.differences(self.config)
         if changed:
             raise ValueError(
                 f"{checkpoint} is of another configuration ({'; '.join(changed)}); repeat the command that made it"
@@ -159,6 +160,8 @@ class Trainer:
         self.progress = self._saved = replace(saved, total_steps=total_steps)
         self._metrics_bytes = state["metrics_bytes"]
         self.held_out.last_step, self.held_out.done = state["last_evaluated"], state["evaluations"]
+        if before.budget != self.config.budget:
+            self.held_out.replan(self.progress.share)
         self.guard.restore(state["guard"])
         if self.world.is_main:
             point_to(checkpoint)  # where a newer one is damaged, or a kill came before that

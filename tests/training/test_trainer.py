@@ -143,6 +143,14 @@ def test_a_longer_budget_continues_a_finished_run(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 10))
 
 
+def test_a_longer_budget_is_measured_all_along(tmp_path):
+    """Not only at its end: what was done of the shorter one counts for less of the longer one."""
+    trainer(tmp_path, budget="6steps", evaluate=lambda model: Score()).run()
+    trainer(tmp_path, budget="12steps", evaluate=lambda model: Score(), resume=True).run()
+    measured = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "valid_loss" in line]
+    assert measured == [2, 4, 6, 8, 12]
+
+
 def test_a_finished_run_stays_finished(tmp_path):
     trainer(tmp_path, budget="6steps").run()
     again = trainer(tmp_path, budget="6steps", resume=True)
