@@ -17,10 +17,13 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step takes of this process, and where the reader stood after it."""
+    """What one optimizer step takes of this process, where the reader stood after it, and the masking rate that it has,
+    in millionths.
+    """
 
     micro_batches: list[MicroBatch]
     position: Position
+    rate: int
 
 
 @dataclass(frozen=True)
@@ -95,4 +98,4 @@ class Feed(Generic[B]):
         micro_batches = [self.mask(self.reader.build(one), plan.rate) for one in plan.chosen]
         missing = -(-plan.packs // self.reader.world_size) - len(micro_batches)  # of as many as others may have
         micro_batches += [StandIn(self.mask(self.reader.first_piece(), plan.rate)) for _ in range(missing)]
-        return Batch(micro_batches, plan.position)
+        return Batch(micro_batches, plan.position, plan.rate)

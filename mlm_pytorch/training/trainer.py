@@ -271,7 +271,7 @@ class Trainer:
             "tokens": self.progress.tokens,
             "num_targets": result.num_targets,
             "lr": lr,
-            "mask_prob": self.feed.rate(before.share) / 1e6,
+            "mask_prob": batch.rate / 1e6,
             "fill": round(result.num_tokens / (self.feed.reader.capacity * packs), 4),
         }
         return values, result

@@ -127,6 +127,16 @@ def test_a_time_budget_ends_on_time(tmp_path):
     assert all(line["seconds"] <= 2.0 for line in lines[:-1]), "no step begins after the end"
 
 
+def test_the_masking_rate_that_is_told_is_that_of_the_step(tmp_path):
+    """It is planned some steps ahead, and in a budget of time the number of steps is another one by then."""
+    built = trainer(tmp_path, budget="1s")
+    mask, rates = built.feed.mask, []
+    built.feed.mask = lambda pack, rate: (rates.append(rate / 1e6), mask(pack, rate))[1]  # type: ignore[method-assign]
+    built.run()
+    told = [line["mask_prob"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert told == rates[: len(told)]
+
+
 def test_a_longer_time_budget_continues_a_finished_run(tmp_path):
     first = trainer(tmp_path, budget="1s")
     first.run()
