@@ -1,6 +1,7 @@
 """Choose how much of a step one forward takes, by the memory that its activations need and the memory there is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ def activation_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.d
     """What one forward leaves behind for backward, and how many slots of tokens it took, of a small part of `batch`.
 
     Counts every storage that autograd keeps, once, parameters left out. Costs one forward over about `SAMPLE_TOKENS`
-    tokens, two where layers are computed again in backward; random state and gradients stay as they were.
+    tokens, two where layers are computed again in backward; random state, gradients and buffers stay as they were.
     """
     while batch.input_ids.numel() > SAMPLE_TOKENS:
         try:
@@ -87,7 +88,7 @@ def _kept_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.dtype 
         return tensor
 
     was_training = model.training
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _buffers_kept(model):
         model.train()
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -96,6 +97,22 @@ def _kept_bytes(model: nn.Module, loss: Loss, batch: Any, autocast: torch.dtype 
             loss(model, batch)
     model.train(was_training)
     return sum(kept.values())
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what a pass in training mode leaves in buffers, such as the statistics of a batch normalization: a run
+    that is continued passes here again, and must end as one in one piece.
+    """
+    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
+    before = [value.clone() for _, _, value in buffers]
+    try:
+        yield
+    finally:
+        for (module, name, value), kept in zip(buffers, before, strict=True):
+            if not torch.equal(value, kept):  # others may be views that cannot be written to
+                value.copy_(kept)
+            module._buffers[name] = value
 
 
 def plan(

@@ -46,6 +46,16 @@ def test_activations_grow_with_the_tokens_and_leave_nothing_behind():
     assert all(p.grad is None for p in model.parameters()) and torch.equal(state, torch.get_rng_state())
 
 
+def test_statistics_that_a_model_keeps_in_training_stay_as_they_were():
+    """A run that is continued is looked at once more, and must end as one in one piece."""
+    _, _, batch = parts()
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 64))
+    model.register_buffer("view", torch.zeros(1).expand(3))  # cannot be written to
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    activation_bytes(model, lambda model, pack: (model(pack.input_ids).sum(), None), batch, None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_what_is_computed_again_is_not_counted_as_kept():
     model, loss, batch = parts()
     kept, tokens = activation_bytes(model, loss, batch, None)
