@@ -277,10 +277,13 @@ class TrainConfig(CorpusOptions):
         Raises:
             ValueError: text that is no such record.
         """
-        values = yaml.safe_load(text)
-        if not isinstance(values, dict):
+        try:
+            values, trouble = yaml.safe_load(text), "holds no fields, or not all"
+        except yaml.YAMLError as error:
+            values, trouble = None, f"cannot be read ({' '.join(str(error).split())})"
+        if not isinstance(values, dict) or not {"corpus", "out"} <= values.keys():
             raise ValueError(
-                "config.yaml holds no fields, so the run folder is damaged; "
+                f"config.yaml {trouble}, so the run folder is damaged; "
                 "restore config.yaml from a copy, or choose another --out"
             )
         known = {f.name for f in dataclasses.fields(cls)}

@@ -25,8 +25,16 @@ def test_yaml_is_read_safely():
         TrainConfig.from_yaml("- a\n- b\n")
     with pytest.raises(ValueError, match="fields unknown to this version: hush"):
         TrainConfig.from_yaml(config().to_yaml() + "hush: 1\n")
-    with pytest.raises(Exception, match="could not determine a constructor"):
-        TrainConfig.from_yaml("!!python/object/apply:os.system ['true']")
+    for damaged, trouble in (
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("corpus: [a.txt", "while parsing a flow sequence"),
+        ("corpus: [a.txt]", "holds no fields"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"config.yaml .*{trouble}.*, so the run folder is damaged; restore"
+        ) as told:
+            TrainConfig.from_yaml(damaged)
+        assert "\n" not in str(told.value)
 
 
 def test_every_selection_can_be_named():
