@@ -28,6 +28,7 @@ from mlm_pytorch.training.parallel import OPTIMIZER_FILE, OPTIMIZER_FOLDER, load
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
 _RANDOM = "random//"  # how names of generators' states begin
+_NAME = re.compile(r"step-\d+")  # a copy that somebody keeps, step-500-good, is none of ours
 _DELETING = "manifest.json.deleting"  # a manifest of this name lists what is being deleted
 
 
@@ -203,8 +204,8 @@ def _put_aside(folder: Path) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-[0-9]*") if (path / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
+    named = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=step_of)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_the_newest_are_kept_and_nothing_foreign_is_deleted(tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-10"]
     assert [p.name for p in (tmp_path / "checkpoints/step-1").iterdir()] == ["notes.txt"]
     assert not (tmp_path / "checkpoints/step-2").exists()
+
+
+def test_a_copy_of_a_checkpoint_is_no_checkpoint_and_stays(tmp_path):
+    shutil.copytree(save(tmp_path, 1), tmp_path / "checkpoints/step-1-before-the-move")
+    assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "checkpoints/step-1"
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-3", "step-1-before-the-move"}
 
 
 def test_a_full_disk_leaves_the_old_and_nothing_half_written(tmp_path):
