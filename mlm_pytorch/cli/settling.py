@@ -32,6 +32,8 @@ def settle_by_budget(config: TrainConfig, folder: Path, display: Display, world:
     )
     if before is not None:
         config = config.settled(**{name: getattr(before, name) for name in before.chosen})
+        # what is typed this time as it was chosen may be left open again the next time
+        config = dataclasses.replace(config, chosen=tuple(sorted({*before.chosen, *config.chosen})))
     if config.model is not None and config.model not in PRESETS:
         return config
     device, budget, store = world.device, Budget.parse(config.budget), named_store(config)

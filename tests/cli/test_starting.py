@@ -180,6 +180,8 @@ def test_what_was_chosen_for_a_continued_model_is_kept_with_its_run(place, there
         after = TrainConfig.from_yaml((out / "config.yaml").read_text())
         assert replace(after, budget=begun.budget) == begun
         assert read_metrics(out / "metrics.jsonl")[-1]["step"] == step + 1
+    mlm(*run, "--budget", "5steps", "--lr", begun.lr)  # typed as it was chosen, and left open again
+    mlm(*run, "--budget", "6steps")
     assert "of another configuration (lr: " in fails(capsys, *run, "--budget", "9steps", "--lr", "0.5")
     assert "continued from `" in (out / "model/README.md").read_text()
 
