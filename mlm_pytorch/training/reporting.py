@@ -88,9 +88,8 @@ class Reporter:
         self._metrics = MetricsFile(self.folder / METRICS, offset) if self.writes else NoMetrics()
         if self._metrics.missing:
             self.display.say(f"{METRICS} lacks {self._metrics.missing:,} bytes that the checkpoint knows of")
-        if step:
-            for tracker in self.watch.trackers:
-                tracker.rewind(step)
+        for tracker in self.watch.trackers:  # which an earlier sitting may have told more
+            tracker.rewind(step)
 
     def rewind(self, offset: int, step: int) -> None:
         """Forget what was told after a step to which the run goes back."""

@@ -78,9 +78,9 @@ class TensorBoard:
             self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        """TensorBoard forgets all points after `step` that it read before."""
+        """TensorBoard forgets all points after `step` that it read before; where the run begins again, all."""
         self.close()
-        self._purge_step = step + 1
+        self._purge_step = step + 1 if step else 0
 
     def close(self) -> None:
         """Flush and close."""

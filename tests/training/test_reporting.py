@@ -66,7 +66,7 @@ def test_going_on_and_going_back_forget_what_came_after(tmp_path):
     again, _ = reporter(tmp_path, trackers=[curves])
     again.open(length, 1)
     again.close()
-    assert curves.rewound == [1, 1] and read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert curves.rewound == [0, 1, 1] and read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 def test_metrics_that_are_gone_are_told(tmp_path):

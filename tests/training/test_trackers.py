@@ -49,6 +49,22 @@ def test_a_curve_has_no_double_points_after_a_kill(tmp_path):
     first.close()
 
 
+def test_a_run_that_begins_again_has_a_curve_of_its_own(tmp_path):
+    """Killed before its first checkpoint, it has nothing to go on from, and its points stand for nothing."""
+    pytest.importorskip("tensorboard")
+    first = TensorBoard(tmp_path)
+    for step in range(5):
+        first.log(step, {"train/loss": float(step)})
+    first.flush()
+    again = TensorBoard(tmp_path)
+    again.rewind(0)
+    for step in range(3):
+        again.log(step, {"train/loss": 10.0 * step})
+    again.close()
+    assert points(tmp_path) == [(0, 0.0), (1, 10.0), (2, 20.0)]
+    first.close()
+
+
 def test_wandb_continues_its_run(tmp_path, monkeypatch):
     calls = []
 
