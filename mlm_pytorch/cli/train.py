@@ -176,7 +176,7 @@ def _trainer(config: TrainConfig, folder: Path, display: Display, world: World) 
         export=export,
         load=learner.load,
         display=display,
-        watch=_watch(config, folder, store, learner) if world.is_main else Watch(),
+        watch=_watch(config, folder, store, learner, world) if world.is_main else Watch(),
         world=world,
     )
     per_step = ""
@@ -219,7 +219,7 @@ def _facts(trainer: Trainer, learner: Learning) -> dict[str, object]:
     }
 
 
-def _watch(config: TrainConfig, folder: Path, store: TokenStore, learner: Learning) -> Watch:
+def _watch(config: TrainConfig, folder: Path, store: TokenStore, learner: Learning, world: World) -> Watch:
     """What is looked after besides the loss."""
     lengths = store.lengths(np.arange(min(len(store), LENGTHS_FROM)))
     pages: list[ReportWriter] = []  # made once the run has a configuration to show
@@ -237,6 +237,7 @@ def _watch(config: TrainConfig, folder: Path, store: TokenStore, learner: Learni
             piece_length=float((lengths.astype(float) ** 2).sum() / max(1, lengths.sum())),
         ),
         peak=measure_peak(learner.device, autocast_dtype(config.precision, learner.device) or torch.float32),
+        processes=world.size,
         unigram_entropy=unigram_entropy(count_tokens(store)),
         after_evaluation=rewrite_report if whole else None,
     )

@@ -33,7 +33,8 @@ class Watch:
     Attributes:
         trackers: where curves are drawn.
         cost: operations of a token; with `peak`, the share of the device's peak is told.
-        peak: operations a second that the device does at most.
+        peak: operations a second that the device of one process does at most.
+        processes: that share a step.
         unigram_entropy: of the training tokens, in nats; a loss that stays there is named as such.
         after_evaluation: called after each evaluation, and when the run is stopped. What goes wrong there is said, and
             training goes on.
@@ -42,6 +43,7 @@ class Watch:
     trackers: Sequence[Tracker] = ()
     cost: Cost | None = None
     peak: float | None = None
+    processes: int = 1
     unigram_entropy: float | None = None
     after_evaluation: Callable[[], None] | None = None
 
@@ -159,7 +161,7 @@ class Reporter:
         values["tokens_per_second"] = round(num_tokens / seconds, 1)
         if self.watch.cost is not None and self.watch.peak:
             achieved = self.watch.cost.of(num_tokens, values["num_targets"]) / seconds
-            values["peak_share"] = round(achieved / self.watch.peak, 4)
+            values["peak_share"] = round(achieved / (self.watch.processes * self.watch.peak), 4)
         values["memory_bytes"] = peak_memory(self.device)
         self.metrics.write(values)
         self._last = values

@@ -52,6 +52,14 @@ def test_a_step_is_told_everywhere(tmp_path):
     assert "training  10%  1:15 left, step 2, loss 3.000, 20 tokens/s (60% of peak), gradient nan" in out.getvalue()
 
 
+def test_several_processes_share_what_several_devices_can_do(tmp_path):
+    told, _ = reporter(tmp_path, cost=Cost(100.0, 1000.0), peak=10_000.0, processes=4)
+    told.open(0, 0)
+    told.step({"step": 1, "num_targets": 8}, num_tokens=40, seconds=0.5)  # four times the step of one, above
+    told.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["peak_share"] == 0.6
+
+
 def test_going_on_and_going_back_forget_what_came_after(tmp_path):
     curves = Curves()
     told, _ = reporter(tmp_path, trackers=[curves])
