@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> bool:
     """`mlm train`: corpus in, Hugging Face model out. Returns False where a signal stopped it before the end."""
     config.check()
     keep_few_shapes()
-    world = World.from_environment()
+    world = World.from_environment(config.device)
     copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
     if world.size == 1:
         world = dataclasses.replace(world, device=find_device(config.device))

@@ -101,11 +101,16 @@ class World:
     _host: list[Any] = field(default_factory=list)  # the group of the hosts, once joined
 
     @classmethod
-    def from_environment(cls) -> "World":
+    def from_environment(cls, device: str = "auto") -> "World":
         """As `torchrun` set the environment; alone without it. Meets the others at their store.
 
+        Args:
+            device: as `--device` has it. Among several, each process takes a GPU of its own where there are some,
+                unless it is cpu.
+
         Raises:
-            ValueError: more processes on a machine than it has GPUs, or an environment that is not complete.
+            ValueError: more processes on a machine than it has GPUs, one device for all, or an environment that is not
+                complete.
             ConnectionError: the store cannot be reached.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -115,18 +120,23 @@ class World:
         if missing:
             raise ValueError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start the processes with torchrun")
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-        gpus = torch.cuda.device_count()
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"--device {device} is one device, and each of {size} processes takes one of its own; leave it out, or "
+                "give --device cpu"
+            )
+        gpus = 0 if device == "cpu" else torch.cuda.device_count()
         if gpus and local_rank >= gpus:
             raise ValueError(
                 f"process {local_rank} of this machine has no GPU of its own, there are {gpus}; "
                 f"start torchrun with --nproc-per-node {gpus}"
             )
-        device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+        own = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         with lost_rank(rank):
             store, _, _ = next(rendezvous("env://", rank, size))
             store = store_of_this_start(store, rank, size)
-        return cls(rank, size, local_rank, local_size, device, store)
+        return cls(rank, size, local_rank, local_size, own, store)
 
     @property
     def is_main(self) -> bool:

@@ -20,6 +20,7 @@ from rank_jobs import STEPS, trained, trainer
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli.train import train
+from mlm_pytorch.training import distributed
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World, lost_rank, store_of_this_start
 from mlm_pytorch.training.metrics import read_metrics
@@ -221,6 +222,11 @@ def test_torchrun_with_more_processes_than_gpus(monkeypatch):
     message = "process 3 of this machine has no GPU of its own, there are 2; start torchrun with --nproc-per-node 2"
     with pytest.raises(ValueError, match=message):
         World.from_environment()
+    with pytest.raises(ValueError, match="--device cuda:1 is one device, and each of 4 processes takes one of its own"):
+        World.from_environment("cuda:1")
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_: iter([(None, 3, 4)]))
+    monkeypatch.setattr(distributed, "store_of_this_start", lambda store, rank, size: store)
+    assert World.from_environment("cpu").device == torch.device("cpu"), "GPUs are left alone where --device says so"
 
 
 class Answers:
@@ -239,7 +245,7 @@ class Answers:
 
 def test_a_folder_that_another_machine_does_not_see(tmp_path, monkeypatch):
     second = World(1, 2, store=Answers("runs/mine", None, None, str(tmp_path / "runs/mine/store")))
-    monkeypatch.setattr(World, "from_environment", lambda: second)
+    monkeypatch.setattr(World, "from_environment", lambda device: second)
     with pytest.raises(
         ValueError, match=r"process 1 on .* does not see .*store, which .* put --out on a file system that"
     ):
