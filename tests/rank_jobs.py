@@ -3,6 +3,7 @@
 Run as `rank_jobs.py JOBS FOLDER` in an environment as torchrun sets it; leaves `FOLDER/JOBS-RANK.json` behind.
 """
 
+import copy
 import datetime
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from list_store import SPECIAL
 from small_trainer import CountingStore, Score
+from torch.distributed.fsdp import FSDPModule
 
 from mlm_pytorch.data.batches import Reader
 from mlm_pytorch.encoder import Encoder, EncoderConfig
@@ -26,9 +28,11 @@ from mlm_pytorch.objective.packs import PackMasker, pack_loss
 from mlm_pytorch.objective.padded import MaskedRows, inspect_rows, padded_loss
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.distributed import World
+from mlm_pytorch.training.distributed import World, whole
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.metrics import Display
+from mlm_pytorch.training.optimizer import build_optimizers
+from mlm_pytorch.training.parallel import Parallel
 from mlm_pytorch.training.step import StandIn
 from mlm_pytorch.training.trainer import Trainer
 
@@ -139,6 +143,49 @@ def rows_losses() -> list[float]:
     return [padded_loss(one, interface, rows)[0].item() for one in (model, wrapped)]
 
 
+class Experts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.each = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.each[0](hidden) * self.each[1](hidden)
+
+
+class Nested(torch.nn.Module):
+    """Of a user's own: lists within lists, a block that holds one, a layer that is listed twice, a token of 1 x 1."""
+
+    def __init__(self):
+        super().__init__()
+        layers = Experts(), torch.nn.Linear(8, 8)
+        pairs = [torch.nn.ModuleList([torch.nn.LayerNorm(8), layer]) for layer in layers]
+        self.embedding, self.layers = torch.nn.Embedding(66, 8), torch.nn.ModuleList([*pairs, pairs[1]])
+        self.first = torch.nn.Parameter(torch.ones(1, 1, 8))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embedding(input_ids) + self.first
+        for norm, layer in self.layers:  # type: ignore[misc]
+            hidden = hidden + layer(norm(hidden))
+        return hidden
+
+
+def in_parts(world: World) -> dict[str, Any]:
+    """Loss and gradients of a model with lists of all kinds, in parts and whole, and how many parts are gathered."""
+    torch.manual_seed(0)
+    model, ids = Nested(), torch.arange(10, 34).view(2, 12)
+    whole_model = copy.deepcopy(model)
+    Parallel(model, "fsdp", world)
+    build_optimizers(model, "muon", 1e-2, 0.0)
+    losses = [one(ids).square().mean() for one in (whole_model, model)]
+    for loss in losses:
+        loss.backward()
+    wanted = {name: p.grad for name, p in whole_model.named_parameters() if p.grad is not None}
+    got = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    apart = max(float((got[name] - wanted[name]).abs().max()) for name in wanted)
+    gathered = sum(isinstance(module, FSDPModule) for module in model.modules())
+    return {"losses": [loss.item() for loss in losses], "gradients": apart, "gathered": gathered}
+
+
 def four(world: World, folder: Path) -> dict[str, Any]:
     """Four processes: what they tell each other, and each engine for some steps."""
     report: dict[str, Any] = {}
@@ -175,6 +222,7 @@ def two(world: World, folder: Path) -> dict[str, Any]:
     """Two processes go on with what four began, by other engines."""
     world.join()
     return {
+        "nested": in_parts(world),
         "ddp": trained(folder / "ddp", world, 7, parallel="fsdp"),
         "hybrid": trained(folder / "hybrid", world, 7, parallel="ddp"),
         "timed": trained(folder / "timed", world, budget="1s"),

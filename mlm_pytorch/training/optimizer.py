@@ -60,7 +60,7 @@ def parameter_roles(model: nn.Module) -> ParameterRoles:
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        if parameter.squeeze().ndim < 2 or "Norm" in type(module).__name__:
+        if sum(size != 1 for size in parameter.shape) < 2 or "Norm" in type(module).__name__:
             roles.vectors.append(parameter)
         elif id(parameter) in tables:
             roles.embeddings.append(parameter)

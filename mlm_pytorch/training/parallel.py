@@ -186,12 +186,20 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every block of the model by itself, what is left with the model."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # as DDP does: all start from the first one's weights
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and not any(isinstance(block, FSDPModule) for block in module):
-            for block in module:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=mesh)
+    for block in _blocks(model):
+        if any(True for _ in block.parameters()) and not isinstance(block, FSDPModule):  # one may be listed twice
+            fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What lists hold, lists within lists looked through: they compute nothing. What a block holds is part of it."""
+    lists = nn.ModuleList | nn.ModuleDict
+    for child in module.children():
+        if isinstance(module, lists) and not isinstance(child, lists):
+            yield child
+        else:
+            yield from _blocks(child)
 
 
 OPTIMIZER_FILE, OPTIMIZER_FOLDER = "optimizer.safetensors", "optimizer"

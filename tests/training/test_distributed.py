@@ -136,6 +136,14 @@ def test_adamw_in_parts_equals_adamw_alone(four, folder):
     assert np.array(four[3]["adamw"]["found"]) == pytest.approx(np.array(one["found"]), rel=1e-4)
 
 
+def test_lists_of_all_kinds_fall_into_parts(two):
+    """Those within lists, which compute nothing; within blocks, which are parts already; a layer listed twice."""
+    for report in two:
+        nested = report["nested"]
+        assert nested["losses"][0] == pytest.approx(nested["losses"][1], rel=1e-5) and nested["gradients"] < 1e-5
+        assert nested["gathered"] == 5, "two norms, two layers, and the model with what is left"
+
+
 def test_a_checkpoint_of_parts_is_whole_weights_and_parts_of_the_optimizer(four, folder):
     newest = folder / "adamw/checkpoints/step-4"
     assert len(list((newest / "optimizer").glob("*.safetensors"))) == 4
