@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -86,7 +87,17 @@ def build(factory: Factory, name: str, sizes: Sizes) -> nn.Module:
         raise ValueError(f"--model {name} returned {type(model).__name__}, which is no nn.Module; return the model")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"--model {name} returned a {type(model).__name__} without parameters to train; return one")
+    _give_own_memory(model)
     return model
+
+
+def _give_own_memory(model: nn.Module) -> None:
+    """Give buffers that are parts of one tensor, such as cosines and sines, or one number seen many times, memory of
+    their own: safetensors writes no others, and torch loads none.
+    """
+    for buffer in model.buffers():
+        if not buffer.is_contiguous() and buffer.untyped_storage().nbytes() != buffer.nbytes:
+            buffer.data = buffer.data.clone(memory_format=torch.contiguous_format)
 
 
 def save_built(model: nn.Module, name: str, sizes: Sizes, folder: Path, save_tokenizer: Callable[[Path], None]) -> None:

@@ -23,6 +23,7 @@ from mlm_pytorch.huggingface import CheckedExport, load_encoder, load_masked_lm,
 from mlm_pytorch.objective.head import find_head
 from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
 from mlm_pytorch.objective.padded import MaskedRows, RowsInterface, inspect_rows, mask_padded, padded_loss
+from mlm_pytorch.objective.verify import first_line
 
 SaveTokenizer = Callable[[Path], None]
 
@@ -176,7 +177,7 @@ def make_learner(
         say: told when every position has to pass through the head.
 
     Raises:
-        ValueError: a model without logits for the whole vocabulary.
+        ValueError: a model without logits for the whole vocabulary, or one that cannot be copied or saved.
     """
 
     def save_tokenizer(folder: Path) -> None:
@@ -199,5 +200,21 @@ def make_learner(
             f"{type(model).__name__} sees padding in spite of its argument {interface.mask_argument}, which is True at "
             "tokens here; if yours is True at padding, as torch's key_padding_mask, turn it round in forward"
         )
-    double = copy.deepcopy(model).cpu()
-    return RowsLearner(model, tokenizer, save_tokenizer, checked, interface, longest, double, factory)
+    return RowsLearner(model, tokenizer, save_tokenizer, checked, interface, longest, _double(model), factory)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy of a model on the host. Raises ValueError, before hours are spent, where it cannot be copied or saved."""
+    kind = type(model).__name__
+    other = next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise ValueError(
+            f"{kind} keeps {other} in its state, which is no tensor and cannot be saved; keep it in a buffer"
+        )
+    try:
+        return copy.deepcopy(model).cpu()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{kind} cannot be copied, and a copy is what its weights are saved from while it trains "
+            f"({first_line(error)}); hold nothing in it that copy.deepcopy refuses"
+        ) from error

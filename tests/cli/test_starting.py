@@ -40,6 +40,7 @@ WORDS = [
     "river",
 ]
 FACTORY = """
+import threading
 import torch
 from torch import nn
 
@@ -83,6 +84,28 @@ class Inverted(Own):
 class Maskless(Own):
     def forward(self, ids):
         return super().forward(ids)
+
+class Cut(Own):
+    def __init__(self, num_tokens, max_seq_len, pad_token_id):
+        super().__init__(num_tokens, max_seq_len, pad_token_id)
+        self.norm = nn.BatchNorm1d(32)
+        for name, table in zip(("cosines", "sines"), torch.ones(max_seq_len, 64).chunk(2, -1)):
+            self.register_buffer(name, table)
+        self.register_buffer("shift", torch.zeros(1).expand(32))
+
+    def forward(self, ids, mask=None):
+        x = self.embed(ids) * self.cosines[: ids.shape[1]] + self.sines[: ids.shape[1]] + self.shift
+        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return self.out(self.layer(x, src_key_padding_mask=None if mask is None else ~mask))
+
+class Counting(Own):
+    def get_extra_state(self):
+        return {"calls": 0}
+
+class Locked(Own):
+    def __init__(self, *arguments, **sizes):
+        super().__init__(*arguments, **sizes)
+        self.lock = threading.Lock()
 
 broken = 5
 """
@@ -214,7 +237,7 @@ def test_any_masked_language_model_is_continued(name, place, there, capsys):
     assert len(json.loads(capsys.readouterr().out)["masks"][0]["candidates"]) == 5
 
 
-@pytest.mark.parametrize("name", ["own_models:build", "own_models:xt"])
+@pytest.mark.parametrize("name", ["own_models:build", "own_models:xt", "own_models:Cut"])
 def test_a_module_of_the_users_own(name, place, there, capsys):
     if name.endswith("xt"):
         pytest.importorskip("x_transformers")
@@ -263,6 +286,11 @@ def test_mistakes_with_what_a_run_starts_from(place, there, capsys):
         ((text, "--model", "own_models:nothing"), "returned int, which is no nn.Module"),
         ((text, "--model", "own_models:other_arguments"), "cannot be called as factory(num_tokens=…"),
         ((text, "--model", "own_models:other_shape"), "returns logits (2, 16, 8) for ids (2, 16)"),
+        ((text, "--model", "own_models:Counting"), "Counting keeps _extra_state in its state, which is no tensor and"),
+        (
+            (text, "--model", "own_models:Locked"),
+            "Locked cannot be copied, and a copy is what its weights are saved from",
+        ),
         ((text, "--model", "enormous"), "is neither a preset (nano, tiny, mini, small, base, large) nor a folder"),
         ((text, "--model", small), "they do not belong together; take model and tokenizer from one export"),
         ((text, "--model", headless), "type 'gpt2', which is no masked language model"),
