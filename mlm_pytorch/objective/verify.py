@@ -80,7 +80,12 @@ def verify_head(
     if _is_sharded(transformer):
         return Verdict(None, "its parameters are sharded already; call mlm.verify(seq) before sharding")
     with torch.inference_mode(False), (bench := _Bench(transformer, input_ids, kwargs)).quiet():
-        calls, counts = bench.measure_dense()
+        try:
+            calls, counts = bench.measure_dense()
+        except SHAPE_ERRORS as error:
+            with torch.no_grad():
+                logits_of(transformer(bench.input_ids, **bench.kwargs), transformer)  # it may fail by itself
+            return Verdict(None, f"it does not run with its weights in float32 ({first_line(error)})")
         if bench.dense.shape[:-1] != bench.input_ids.shape:  # rows of it would meet the labels of other positions
             shapes = f"{tuple(bench.dense.shape)} for ids {tuple(bench.input_ids.shape)}"
             return Verdict(None, f"it returned logits {shapes}, where one row per id is wanted")
@@ -176,7 +181,8 @@ class _Bench:
                 copy.requires_grad_()
             copies[name] = copy
         for name, buffer in self.transformer.named_buffers():
-            copies[name] = buffer.float() if buffer.dtype in (torch.float16, torch.bfloat16) else buffer.clone()
+            dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+            copies[name] = buffer.to(dtype, copy=True)
         return copies
 
     @contextmanager

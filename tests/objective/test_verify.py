@@ -286,3 +286,25 @@ def test_works_in_inference_mode_and_under_autocast(make_bert, ids):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert verify_head(make_bert(), ids, {}).head == "cls"
     assert verify_head(make_bert().bfloat16(), ids, {}).head == "cls"
+
+
+class InHalves(nn.Module):
+    """Computes its trunk in one precision and its head in another, by name."""
+
+    def __init__(self, trunk, head):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(V, 16), nn.BatchNorm1d(16)
+        self.embed.to(trunk), self.norm.to(trunk)
+        self.out = nn.Linear(16, V).to(head)
+        self.head = head
+
+    def forward(self, ids):
+        return self.out(self.norm(self.embed(ids).mT).mT.to(self.head))
+
+
+def test_a_model_of_any_precision_is_checked_or_left_dense(ids):
+    assert verify_head(InHalves(torch.float64, torch.float32), ids, {}).head == "out"
+    verdict = verify_head(InHalves(torch.float32, torch.bfloat16), ids, {})  # which its float32 copies are not
+    assert verdict.head is None and verdict.reason.startswith("it does not run with its weights in float32 (RuntimeErr")
+    with pytest.raises(RuntimeError, match="same dtype"):  # one that fails by itself
+        verify_head(InHalves(torch.float32, torch.bfloat16).float(), ids, {})
