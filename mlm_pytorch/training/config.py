@@ -110,7 +110,7 @@ class TrainConfig(CorpusOptions):
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     keep_every: str | None = None
-    """Besides these, checkpoints at the multiples of so many steps, for good: 1000steps."""
+    """Besides these, checkpoints at the multiples of so many steps, which stay while this is given: 1000steps."""
     stop_before: str | None = None
     """Save and stop when so much time has passed since the command's start: 3h50m. The same command continues."""
     track: tuple[TrackerName, ...] = ()
