@@ -9,6 +9,7 @@ first of the next are served, and streams may be some packs ahead of each other.
 within it, each visit under masks of its own.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -224,6 +225,16 @@ class Reader(Generic[B]):
         """The store's first piece by itself, as short as it is: for whoever needs some batch, whatever it holds."""
         first = np.zeros(1, dtype=np.int64)
         return self.layout.build(self.store, first, first, int(self.store.lengths(first)[0]) + self._framing)
+
+    def mean_tokens(self, num_packs: int = 256) -> float:
+        """Tokens of a batch, padding not counted, on average over the first of the order: less than the capacity, since
+        pieces stay whole, and in padded batches of a small store much less. The same from any position, in any process.
+        """
+        first = copy.copy(self)
+        first.rank, first.world_size, first._ahead = 0, 1, {}
+        first.position = Position(len(self.store), 0, (Cursor(),) * self.order.num_streams)
+        pieces = np.concatenate([chosen.pieces for chosen in first.choose(num_packs)])
+        return (int(self.store.lengths(pieces).sum()) + self._framing * len(pieces)) / num_packs
 
     def take(self, num_packs: int) -> Iterator[B]:
         """The next `num_packs` batches of all processes; this one builds and yields its own."""

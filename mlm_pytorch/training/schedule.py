@@ -56,11 +56,11 @@ class Budget:
             raise ValueError(f"{name} {text!r} is not positive; write it like 20m or 5000steps")
         return cls(known[0][0], amount)
 
-    def steps(self, capacity: int, tokens_per_epoch: int, ramp: "BatchRamp | None" = None) -> int | None:
+    def steps(self, tokens_per_pack: float, tokens_per_epoch: int, ramp: "BatchRamp | None" = None) -> int | None:
         """The budget as a number of steps; None for a time budget, which only throughput can tell.
 
         Args:
-            capacity: room for tokens in one pack.
+            tokens_per_pack: in one pack on average, padding not counted.
             tokens_per_epoch: of the corpus.
             ramp: packs of a step as a function of progress; one by default.
         """
@@ -69,9 +69,9 @@ class Budget:
             case "steps":
                 return max(1, round(self.amount))
             case "tokens":
-                return ramp.total_steps(self.amount / capacity)
+                return ramp.total_steps(self.amount / tokens_per_pack)
             case "epochs":
-                return ramp.total_steps(self.amount * tokens_per_epoch / capacity)
+                return ramp.total_steps(self.amount * tokens_per_epoch / tokens_per_pack)
             case "seconds":
                 return None
 

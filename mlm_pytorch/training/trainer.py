@@ -111,7 +111,8 @@ class Trainer:
         self.step.sizes.notice = display.say
         self.budget = Budget.parse(config.budget)
         self.ramp = config.batch_ramp
-        steps = self.budget.steps(feed.reader.capacity, tokens_per_epoch, self.ramp)
+        per_pack = feed.reader.mean_tokens() if self.budget.unit in ("tokens", "epochs") else 1.0  # only then asked for
+        steps = self.budget.steps(per_pack, tokens_per_epoch, self.ramp)
         self.progress = Progress(total_steps=steps or 0)
         self.reporter = Reporter(folder, display, watch, self.device, writes=self.world.is_main)
         self.stopping = Stopping(Budget.parse(config.stop_before).amount if config.stop_before else None)

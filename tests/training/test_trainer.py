@@ -146,6 +146,13 @@ def test_a_longer_time_budget_continues_a_finished_run(tmp_path):
     assert longer.progress.seconds > 1.9 * first.progress.seconds
 
 
+@pytest.mark.parametrize("pack_tokens", [24, 96])
+def test_a_budget_of_tokens_is_one_of_tokens_that_are_read(tmp_path, pack_tokens):
+    """And not of room for tokens, a third of which stays empty where packs are hardly longer than pieces."""
+    built = trainer(tmp_path, budget="6Ktokens", pack_tokens=pack_tokens)
+    assert built.run() and built.progress.tokens == pytest.approx(6000, rel=0.03)
+
+
 def test_a_longer_budget_continues_a_finished_run(tmp_path):
     trainer(tmp_path, budget="6steps").run()
     longer = trainer(tmp_path, budget="9steps", resume=True)
