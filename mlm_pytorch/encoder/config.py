@@ -13,6 +13,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "local_attention",
+    "global_attn_every_n_layers",
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,9 @@ class EncoderConfig:
         return self.hidden_size // self.num_attention_heads
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not positive; choose at least 1")
         if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads "
@@ -98,7 +111,7 @@ class EncoderConfig:
         """Read a ModernBERT `config.json`, of transformers 4 (`global_rope_theta`, …) or 5 (`rope_parameters`).
 
         Raises:
-            ValueError: another architecture, attention dropout, or scaled rotary positions.
+            ValueError: another architecture, attention dropout, scaled rotary positions, or values of another type.
         """
         if config.get("model_type") != "modernbert":
             raise ValueError(
@@ -108,18 +121,24 @@ class EncoderConfig:
         if config.get("attention_dropout"):
             raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")
         values = {field.name: config[field.name] for field in fields(cls) if config.get(field.name) is not None}
+        parameters = _object(config, "rope_parameters")
         for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
-            rope = (config.get("rope_parameters") or {}).get(kind) or {}
-            if rope.get("rope_type", "default") != "default":
-                raise ValueError(f"rope_type {rope['rope_type']!r} is not supported; only 'default' is")
+            rope = _object(parameters, kind)
+            if _rope_type(rope) != "default":
+                raise ValueError(f"rope_type {_rope_type(rope)!r} is not supported; only 'default' is")
             if "rope_theta" in rope:
                 values[key] = rope["rope_theta"]
-        scaling = config.get("rope_scaling") or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        kind = _rope_type(_object(config, "rope_scaling"))
         if kind != "default":
             raise ValueError(f"rope_scaling of type {kind!r} is not supported; only 'default' is")
         if "layer_types" in values:
-            values["layer_types"] = tuple(values["layer_types"])
+            if not isinstance(values["layer_types"], list):
+                raise ValueError(f"layer_types {values['layer_types']!r:.40} is no list; export the model again")
+            values["layer_types"] = tuple(map(str, values["layer_types"]))
+        for field in fields(cls):
+            if field.name in values and not _is_a(kind := field.type, values[field.name]):
+                name = getattr(kind, "__name__", kind)
+                raise ValueError(f"{field.name} is {values[field.name]!r:.40} and no {name}; export the model again")
         return cls(**values)
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -149,3 +168,24 @@ class EncoderConfig:
         ):
             del values["global_attn_every_n_layers"]  # it cannot say what layer_types says
         return values
+
+
+def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object of a configuration, empty where it is left out. Raises ValueError for anything else."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.40} and no object; export the model again")
+    return value or {}
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    """Whether a value of JSON is of a field's type; types that are not plain are not judged."""
+    if kind not in (int, float, bool, str):
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _rope_type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))  # the latter in older files

@@ -72,7 +72,8 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind = config.get("model_type")
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
+    known = isinstance(kind, str) and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if not known or config.get("is_encoder_decoder"):
         needs_code = " by transformers' own code (the folder's code is never run)" if "auto_map" in config else ""
         raise ValueError(
             f"{folder} holds a model of type {kind!r}, which is no masked language model{needs_code}; name one that "
@@ -104,9 +105,18 @@ def _empty(folder: Path) -> nn.Module:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             return AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except loading_errors() as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What `transformers` raises of files that it cannot load: of its own, and where it computes with what they say."""
+    from huggingface_hub import errors
+
+    strict: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)  # of its checked configurations
+    faults = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+    return (OSError, ValueError, RuntimeError, ImportError, strict, *faults)
 
 
 def load_through_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -127,7 +137,7 @@ def load_through_transformers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except loading_errors() as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} cannot be loaded by transformers ({reason}); export the model again") from None
     except Exception as error:  # what the safetensors library raises derives from Exception alone

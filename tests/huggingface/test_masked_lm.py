@@ -22,6 +22,7 @@ from transformers import (
 from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.evaluation import PaddedModel
 from mlm_pytorch.huggingface import load_masked_lm, max_positions
+from mlm_pytorch.huggingface.masked_lm import empty_masked_lm
 from mlm_pytorch.tokens import SpecialTokens
 
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -109,6 +110,30 @@ def test_errors(tmp_path):
     del weights["bert.encoder.layer.0.output.dense.weight"]
     save_file(weights, tmp_path / "g/model.safetensors", metadata={"format": "pt"})
     refused(tmp_path / "g", "lacks weights of BertForMaskedLM")
+
+
+WRONG_IN_ANY = [{"hidden_size": "32"}, {"num_attention_heads": 0}, {"pad_token_id": 10**6}, {"model_type": []}]
+WRONG_IN_BERT = [{"vocab_size": 0}, {"dtype": []}]
+WRONG_IN_MODERNBERT = [
+    {"hidden_activation": {}},
+    {"norm_bias": "x"},
+    {"rope_parameters": 3},
+    {"layer_types": None, "global_attn_every_n_layers": 0},
+    {"intermediate_size": -1},
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [(BertForMaskedLM, changes) for changes in WRONG_IN_ANY + WRONG_IN_BERT]
+    + [(ModernBertForMaskedLM, changes) for changes in WRONG_IN_ANY + WRONG_IN_MODERNBERT],
+)
+def test_a_configuration_of_wrong_values_is_one_line(tmp_path, make, changes):
+    folder = with_config(saved(tmp_path, make(make.config_class(**SIZE | {"pad_token_id": 0}))), **changes)
+    for load in (load_masked_lm, empty_masked_lm):
+        with pytest.raises(ValueError, match=str(folder)) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_configuration_cannot_ask_for_more_than_its_weights_fill(tmp_path):
