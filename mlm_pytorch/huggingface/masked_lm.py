@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mlm_pytorch.encoder import Encoder, EncoderConfig
-from mlm_pytorch.huggingface.folder import CONFIG, INDEX, WEIGHTS, load_encoder, model_folder, read_config
+from mlm_pytorch.huggingface.folder import CONFIG, WEIGHTS, load_encoder, model_folder, read_config, weight_files
 
 
 def load_masked_lm(folder: Path) -> nn.Module:
@@ -28,7 +28,7 @@ def load_masked_lm(folder: Path) -> nn.Module:
     """
     folder = model_folder(folder)
     config = read_config(folder)
-    if config.get("model_type") == "modernbert" and not (folder / INDEX).is_file() and _is_built_in(config):
+    if config.get("model_type") == "modernbert" and _is_built_in(config):
         return load_encoder(folder).eval()
     _check_kind(folder, config)
     _check_size(folder)
@@ -50,9 +50,8 @@ def empty_masked_lm(folder: Path) -> nn.Module:
     """
     folder = model_folder(folder)
     config = read_config(folder)
-    if config.get("model_type") == "modernbert" and not (folder / INDEX).is_file() and _is_built_in(config):
-        if not (folder / WEIGHTS).is_file():
-            raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True, in one file")
+    if config.get("model_type") == "modernbert" and _is_built_in(config):
+        weight_files(folder)
         with torch.device("meta"):
             return Encoder(EncoderConfig.from_huggingface(config))
     _check_kind(folder, config)
@@ -79,8 +78,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             f"{folder} holds a model of type {kind!r}, which is no masked language model{needs_code}; name one that "
             "AutoModelForMaskedLM loads"
         )
-    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True")
+    weight_files(folder)
 
 
 def _check_size(folder: Path) -> None:

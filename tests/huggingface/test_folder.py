@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
 
 from mlm_pytorch.data.tokenizer import train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
-from mlm_pytorch.huggingface import copy_export, export_encoder, load_encoder, model_folder
+from mlm_pytorch.huggingface import copy_export, export_encoder, load_encoder, load_masked_lm, model_folder
+from mlm_pytorch.huggingface.masked_lm import empty_masked_lm
 
 TOKENIZER = train_tokenizer(["a few words to make a tokenizer of", "and some more of them"] * 20, 320)
 
@@ -86,6 +88,45 @@ def test_loading_names_what_is_wrong(exported, tmp_path):
     damage(wide, lambda w: w.update({"decoder.bias": torch.ones(7)}))
     with pytest.raises(ValueError, match=r"does not fit its config.json: decoder.bias"):
         load_encoder(wide)
+
+
+def test_weights_in_several_files(exported, tmp_path):
+    model, folder = exported
+    AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    loaded = load_masked_lm(tmp_path / "parts")
+    assert isinstance(loaded, Encoder) and isinstance(empty_masked_lm(tmp_path / "parts"), Encoder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    index = tmp_path / "parts" / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for content, message in (
+        ("{", "index.json is damaged"),
+        ("{}", "it holds no weight_map"),
+        (json.dumps({"weight_map": {"decoder.bias": "../model/model.safetensors"}}), "which is not in"),
+        (json.dumps({"weight_map": good["weight_map"] | {"decoder.bias": "gone.safetensors"}}), "names 'gone.safe"),
+        (json.dumps({"weight_map": {"decoder.bias": good["weight_map"]["decoder.bias"]}}), "does not fit its config"),
+    ):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_encoder(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("present", ["both", "decoder"])
+def test_tied_tables_of_which_both_or_only_the_other_is_there_load_as_in_transformers(exported, present):
+    _, folder = exported
+
+    def change(weights):
+        table = "model.embeddings.tok_embeddings.weight"
+        weights["decoder.weight"] = torch.randn(weights[table].shape)
+        if present == "decoder":
+            del weights[table]
+
+    damage(folder, change)
+    ours, theirs = load_encoder(folder).eval(), AutoModelForMaskedLM.from_pretrained(folder).eval()
+    assert ours.config.tie_word_embeddings == (present == "decoder")
+    ids = torch.randint(5, 320, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 
 def test_copy_is_complete_or_absent(exported, tmp_path, monkeypatch):
