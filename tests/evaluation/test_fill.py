@@ -3,14 +3,17 @@
 import json
 
 import pytest
+import tokenizers
 import torch
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_pytorch.data.tokenizer import load_tokenizer, tokenizer_for_ids, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import fill
 from mlm_pytorch.evaluation.fill import masked_probabilities, masks_understood, names_apart, token_name
-from mlm_pytorch.huggingface import export_encoder
+from mlm_pytorch.huggingface import CheckedExport, export_encoder
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the red house"] * 40
 TOKENIZER = train_tokenizer(TEXTS, 320)
@@ -111,6 +114,23 @@ def test_sequences_of_other_kinds(tokenizer, text, index):
     if tokenizer.kind != "bytes":  # of which many are written otherwise
         written = [tokenizer.backend.id_to_token(candidate.id) for candidate in mask.candidates]
         assert [candidate.token for candidate in mask.candidates] == written
+
+
+def test_a_mask_that_lies_in_the_vocabulary_alone(tmp_path):
+    """As of a vocabulary made by hand: transformers finds the mask in a text all the same."""
+    names = ["[PAD]", "[UNK]", "[MASK]", "the", "cat", "sat"]
+    backend = tokenizers.Tokenizer(WordLevel({name: id for id, name in enumerate(names)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()  # which cuts at brackets
+    backend.save(str(tmp_path / "tokenizer.json"))
+    roles = {"mask_token": "[MASK]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(roles | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer, text = load_tokenizer(tmp_path), "the [MASK] sat"
+    assert tokenizer.encode(text) == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == [3, 2, 5]
+    assert tokenizer.encode_batch([text]) == [[3, 1, 1, 1, 5]]  # a corpus can't write it
+    model = Encoder(EncoderConfig(64, 32, 48, 2, 2))
+    [mask] = fill(model, tokenizer, text, top_k=3).masks
+    assert mask.index == 1 and {candidate.token for candidate in mask.candidates} == {"the", "cat", "sat"}
+    CheckedExport(tokenizer.special, tokenizer.backend, tokenizer.save, [[3, 1, 5]])(model, tmp_path / "out")
 
 
 def test_a_text_that_is_no_ids():

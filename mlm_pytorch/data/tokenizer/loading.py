@@ -8,7 +8,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,7 @@ def make_tokenizer_of_files(files: dict[str, bytes], label: str) -> Tokenizer:
                 f'"{role}" in '
                 "tokenizer_config.json"
             )
-    if vocabulary[named["mask_token"]] not in backend.get_added_tokens_decoder():
-        # A mask of the vocabulary alone would be cut like any other text where someone writes it.
-        backend.add_special_tokens([special_token(named["mask_token"])])
+    _add_roles(backend, named.values())
     added = backend.get_added_tokens_decoder()
     special_ids = {vocabulary[token] for token in named.values()} | {id for id, token in added.items() if token.special}
     prefix, suffix = _framing(backend, next((token for token, id in vocabulary.items() if id not in special_ids), "a"))
@@ -219,6 +217,12 @@ def _named_tokens(files: Mapping[str, bytes], vocabulary: Mapping[str, int], lab
                 "tokenizer.json or name another"
             )
     return {role: token for role, token in named.items() if token in vocabulary}
+
+
+def _add_roles(backend: tokenizers.Tokenizer, names: Iterable[str]) -> None:
+    """Let tokens that have a role, and are in the vocabulary alone, be found in a text whole, as transformers does."""
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([special_token(name) for name in dict.fromkeys(names) if name not in added])
 
 
 def _framing(backend: tokenizers.Tokenizer, ordinary: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
