@@ -118,10 +118,13 @@ def _lengths(folder: Path, model: nn.Module) -> tuple[int, int]:
 
 
 def _declared_length(folder: Path) -> int:
-    """The piece length that a model was trained at, as its tokenizer declares it."""
+    """The piece length that a model was trained at, as its tokenizer declares it; 512 where it names no such number."""
     path = folder / "tokenizer_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.is_file() else None
-    return int(min(declared or 512, LONGEST_PIECE))
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    declared = config.get("model_max_length") if isinstance(config, dict) else None
+    if isinstance(declared, bool) or not isinstance(declared, int | float) or not declared >= 1:
+        return 512
+    return int(min(declared, LONGEST_PIECE))
 
 
 def export_command(config: ExportConfig) -> None:

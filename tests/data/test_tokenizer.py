@@ -334,6 +334,19 @@ def test_spans_say_which_characters_a_token_stands_for(trained):
     assert text[start:end].strip() == "[MASK]"
 
 
+@pytest.mark.parametrize("config", [None, "[]"])
+def test_a_length_is_kept_by_a_tokenizer_without_a_configuration(trained, tmp_path, config):
+    trained.save(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer_config.json").unlink()
+    if config is not None:
+        (tmp_path / "a" / "tokenizer_config.json").write_text(config)
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b", model_max_length=77)
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(tmp_path / "b").model_max_length == 77
+    assert load_tokenizer(tmp_path / "b").special == load_tokenizer(tmp_path / "a").special
+
+
 @pytest.mark.parametrize("model", ["bpe", "words", "unigram", "wordpiece"])
 @pytest.mark.parametrize("added", [True, False])
 def test_a_corpus_cannot_write_a_mask_that_is_not_flagged_special(tmp_path, model, added):

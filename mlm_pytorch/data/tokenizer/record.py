@@ -170,13 +170,16 @@ class Tokenizer:
         """Write the files that `transformers.AutoTokenizer.from_pretrained(folder)` reads.
 
         A loaded tokenizer's own files are written as they were, save for `model_max_length` (in tokens, framing
-        included) if given.
+        included) if given, for which tokenizer_config.json is made where there is none.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            if name == "tokenizer_config.json" and model_max_length is not None:
-                content = to_json({**json.loads(content), "model_max_length": model_max_length})
+        files = dict(self.files)
+        if model_max_length is not None:
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            known = config if isinstance(config, dict) else {}  # which is all that is read of it, too
+            files["tokenizer_config.json"] = to_json({**known, "model_max_length": model_max_length})
+        for name, content in files.items():
             (folder / name).write_bytes(content)
 
 
