@@ -65,7 +65,10 @@ class EncoderConfig:
     mlp_dropout: float = 0.0
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
-    pad_token_id: int = 0
+    pad_token_id: int | None = 0
+    # Of classifiers that others put on the trunk: kept for them.
+    classifier_pooling: str = "mean"
+    classifier_dropout: float = 0.0
 
     @property
     def head_dim(self) -> int:
@@ -85,7 +88,7 @@ class EncoderConfig:
             raise ValueError(
                 f"local_attention {self.local_attention} is odd; half of it lies on each side, so make it even"
             )
-        if not 0 <= self.pad_token_id < self.vocab_size:
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}; "
                 "padding is one of the tokens"
@@ -121,6 +124,8 @@ class EncoderConfig:
         if config.get("attention_dropout"):
             raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")
         values = {field.name: config[field.name] for field in fields(cls) if config.get(field.name) is not None}
+        # What transformers takes where a file is silent. No padding id is none, and not 0, a token like others there.
+        values = {"pad_token_id": None, "classifier_pooling": "cls"} | values
         parameters = _object(config, "rope_parameters")
         for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
             rope = _object(parameters, kind)
@@ -150,7 +155,6 @@ class EncoderConfig:
             "model_type": "modernbert",
             "layer_types": list(types),
             "attention_dropout": 0.0,
-            "classifier_pooling": "mean",
             "rope_parameters": {
                 "full_attention": {"rope_type": "default", "rope_theta": self.global_rope_theta},
                 "sliding_attention": {"rope_type": "default", "rope_theta": self.local_rope_theta},
@@ -180,6 +184,7 @@ def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _is_a(kind: Any, value: object) -> bool:
     """Whether a value of JSON is of a field's type; types that are not plain are not judged."""
+    kind = int if kind == int | None and value is not None else kind
     if kind not in (int, float, bool, str):
         return True
     if isinstance(value, bool):

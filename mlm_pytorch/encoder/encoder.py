@@ -86,7 +86,8 @@ class Encoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std, a=-cut, b=cut)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        self.model.embeddings.tok_embeddings.weight[config.pad_token_id].zero_()
+        if config.pad_token_id is not None:
+            self.model.embeddings.tok_embeddings.weight[config.pad_token_id].zero_()
 
     @torch.no_grad()
     def start_at_frequencies(self, counts: Tensor) -> None:
@@ -122,7 +123,8 @@ class Encoder(nn.Module):
                 f"{table.shape[1]} for each of at most {len(table)} tokens"
             )
         table[: len(vectors)] = vectors.to(table) * (KNOWN_RANGE * self.config.initializer_range)
-        table[self.config.pad_token_id].zero_()
+        if self.config.pad_token_id is not None:
+            table[self.config.pad_token_id].zero_()
 
     def hidden_states(
         self,

@@ -275,6 +275,27 @@ def test_configuration_round_trip_and_older_keys():
     assert EncoderConfig.from_huggingface(older) == config
 
 
+def test_a_configuration_without_padding_freezes_no_token_and_classifier_options_are_kept():
+    torch.manual_seed(0)
+    options = {"pad_token_id": None, "classifier_pooling": "cls", "classifier_dropout": 0.2}
+    theirs = ModernBertForMaskedLM(ModernBertConfig(**SHAPE | options | {"tie_word_embeddings": False})).eval()
+    config = EncoderConfig.from_huggingface(theirs.config.to_dict())
+    assert config.to_huggingface().items() >= options.items()
+    assert EncoderConfig.from_huggingface({"model_type": "modernbert"}).classifier_pooling == "cls"
+    ours = Encoder(config)
+    ours.load_state_dict(theirs.state_dict())
+    rows, ids, cu_seqlens = pieces([9])
+    ids[3] = rows[0][3] = 0
+    ours(ids, cu_seqlens=cu_seqlens).square().sum().backward()
+    theirs(input_ids=rows[0][None]).logits.square().sum().backward()
+    got, expected = ours.model.embeddings.tok_embeddings.weight, theirs.model.embeddings.tok_embeddings.weight
+    assert expected.grad[0].count_nonzero()
+    torch.testing.assert_close(got.grad, expected.grad, atol=1e-4, rtol=1e-4)
+    table = got.detach().clone()
+    ours.start_at_vectors(torch.randn(90, SHAPE["hidden_size"]))
+    assert got[0].count_nonzero() and got[90:].equal(table[90:])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_count_their_parameters(name):
     config = preset(name, vocab_size=1000)
