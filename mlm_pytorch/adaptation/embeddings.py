@@ -5,6 +5,7 @@ A token that joins pieces means about what they mean together, so their mean is 
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,25 +37,32 @@ def extend_embeddings(model: nn.Module, pieces: Mapping[int, Sequence[int]]) -> 
     rows = -(-max(max(pieces) + 1, old_rows + 1) // _MULTIPLE) * _MULTIPLE
     grown = _larger_encoder(model, rows) if isinstance(model, Encoder) else _resized(model, rows)
     after = grown.state_dict()
-    tables = [name for name, value in after.items() if value.shape != before[name].shape]
-    if not tables:
+    axes = {name: _axis(value, before[name]) for name, value in after.items() if value.shape != before[name].shape}
+    if not axes:
         raise ValueError(
             f"{type(model).__name__} has no table of embeddings that can grow; leave --extend-vocabulary out"
         )
     ids = torch.tensor(list(pieces))
-    means = {
-        name: torch.stack([before[name][list(joined)].float().mean(0) for joined in pieces.values()]) for name in tables
-    }
-    for name in tables:
-        table: Tensor = after[name]
-        table[:old_rows].copy_(before[name])
-        table[ids] = means[name].to(table)
     others = torch.ones(old_rows, dtype=torch.bool)
     others[ids[ids < old_rows]] = False
+    old = {name: value.movedim(axes.get(name, 0), 0) if value.ndim else value for name, value in before.items()}
+    for name in axes:
+        table: Tensor = after[name].movedim(axes[name], 0)
+        means = torch.stack([old[name][list(joined)].float().mean(0) for joined in pieces.values()])
+        table[:old_rows].copy_(old[name])
+        table[ids] = means.to(table)
     for name, value in grown.state_dict().items():
-        kept, was = (value[:old_rows][others], before[name][others]) if name in tables else (value, before[name])
+        if name in axes:
+            kept, was = value.movedim(axes[name], 0)[:old_rows][others], old[name][others]
+        else:
+            kept, was = value, before[name]
         assert torch.equal(kept, was), f"{name} changed in rows of old tokens"
     return grown
+
+
+def _axis(grown: Tensor, before: Tensor) -> int:
+    """Along which dimension a table has its tokens: the first, but for an output layer that is kept transposed."""
+    return next(axis for axis, (new, old) in enumerate(zip(grown.shape, before.shape, strict=True)) if new != old)
 
 
 def _rows(model: nn.Module) -> int:
@@ -64,11 +72,12 @@ def _rows(model: nn.Module) -> int:
 
 def _input_table(model: nn.Module) -> nn.Module:
     find: Any = getattr(model, "get_input_embeddings", None)
-    if find is None:
+    table: Any = None if find is None else find()
+    if not isinstance(getattr(table, "weight", None), Tensor):
         raise ValueError(
             f"{type(model).__name__} does not tell where its embeddings are; leave --extend-vocabulary out"
         )
-    return find()
+    return table
 
 
 def _larger_encoder(encoder: Encoder, rows: int) -> Encoder:
@@ -88,6 +97,12 @@ def _resized(model: nn.Module, rows: int) -> nn.Module:
     resize: Any = getattr(model, "resize_token_embeddings", None)
     if resize is None:
         raise ValueError(f"{type(model).__name__} cannot take more tokens; leave --extend-vocabulary out")
+    how = {"mean_resizing": False} if "mean_resizing" in inspect.signature(resize).parameters else {}
     with torch.random.fork_rng(devices=[]):
-        resize(rows, mean_resizing=False)
+        try:
+            resize(rows, **how)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot take more tokens ({error}); leave --extend-vocabulary out"
+            ) from None
     return model

@@ -13,6 +13,10 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    IBertConfig,
+    IBertForMaskedLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -236,6 +240,28 @@ def test_new_rows_are_means_and_old_rows_are_bit_for_bit_the_same(name, tied, fi
     logits = grown.eval()(ids)
     logits = getattr(logits, "logits", logits)
     assert logits.shape[-1] % 64 == 0 and logits.shape[-1] > max(pieces) and logits.isfinite().all()
+
+
+def test_an_output_layer_that_is_kept_transposed_grows_along_its_tokens():
+    torch.manual_seed(0)
+    sizes = {"intra_bottleneck_size": 16, "true_hidden_size": 16, "embedding_size": 16, "hidden_size": 32}
+    model = MobileBertForMaskedLM(MobileBertConfig(vocab_size=100, **SHAPE | sizes)).eval()
+    ids = torch.randint(5, 100, (1, 9))
+    with torch.no_grad():
+        before = model(ids).logits
+        after = extend_embeddings(model, {100: (5, 9), 101: (7, 8, 9)}).eval()(ids).logits
+    assert torch.equal(after[..., :100], before)
+    torch.testing.assert_close(after[..., 100], before[..., [5, 9]].mean(-1))
+
+
+def test_models_that_cannot_grow_are_refused_in_one_line():
+    ibert = IBertForMaskedLM(IBertConfig(vocab_size=100, **SHAPE))
+    with pytest.raises(ValueError, match=r"IBertForMaskedLM cannot take more tokens \(.*; leave --extend"):
+        extend_embeddings(ibert, {100: (5, 9)})
+    perceiver = torch.nn.Linear(3, 3)
+    perceiver.get_input_embeddings = lambda: torch.nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="does not tell where its embeddings are"):
+        extend_embeddings(perceiver, {5: (1, 2)})
 
 
 def test_a_model_without_tables_is_refused():
