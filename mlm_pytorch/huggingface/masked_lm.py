@@ -169,8 +169,9 @@ def max_positions(model: nn.Module) -> int | None:
     config = model.config
     limits = [getattr(config, "max_position_embeddings", None)]
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+        table = getattr(module, "weight", None)  # I-BERT's is no nn.Embedding
+        if name.endswith("position_embeddings") and isinstance(table, torch.Tensor):
+            padding: int | None = getattr(module, "padding_idx", None)
+            limits.append(len(table) - (0 if padding is None else padding + 1))
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     return min(known, default=None)

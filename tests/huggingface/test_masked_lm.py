@@ -13,6 +13,8 @@ from transformers import (
     DistilBertForMaskedLM,
     EsmConfig,
     EsmForMaskedLM,
+    IBertConfig,
+    IBertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     RobertaConfig,
@@ -32,6 +34,7 @@ SPECIAL = SpecialTokens(64, mask_token_id=4, pad_token_id=0, ids=(0, 2, 3, 4), p
 CASES = {
     "bert": (lambda: BertForMaskedLM(BertConfig(**SIZE, max_position_embeddings=40)), 40),
     "roberta": (lambda: RobertaForMaskedLM(RobertaConfig(**SIZE, pad_token_id=1, max_position_embeddings=42)), 40),
+    "ibert": (lambda: IBertForMaskedLM(IBertConfig(**SIZE, pad_token_id=1, max_position_embeddings=42)), 40),
     "esm": (
         lambda: EsmForMaskedLM(
             EsmConfig(
