@@ -138,7 +138,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) from (..., W)."""
-        if torch.compiler.is_compiling() and x.is_cuda:
+        if torch.compiler.is_compiling() and x.is_cuda and is_untouched(self.Wi, nn.Linear):
             # One product each: the gradients of value and gate are then written where the next products read them.
             biases = (None, None) if self.Wi.bias is None else self.Wi.bias.chunk(2)
             value, gate = (F.linear(x, *half) for half in zip(self.Wi.weight.chunk(2), biases, strict=True))

@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, blocks, num_parameters, preset
 from mlm_pytorch.encoder.encoder import positions_within
+from mlm_pytorch.encoder.layers import GatedMLP
 from mlm_pytorch.objective import logits_at
 
 SHAPE = dict(
@@ -406,4 +408,16 @@ def test_a_hook_on_a_module_is_not_passed_by(hooked):
     ours.get_submodule(hooked).register_forward_hook(lambda *_: calls.append(1))
     _, ids, cu = pieces([30, 20])
     ours(ids, cu_seqlens=cu, positions=torch.tensor([3, 40]))
+    assert len(calls) == 1
+
+
+def test_a_hook_on_the_gated_mlp_is_not_passed_by_where_it_is_compiled_for_cuda(monkeypatch):
+    with torch.device("meta"):
+        mlp = GatedMLP(EncoderConfig(**SHAPE))
+    calls = []
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone, for want of the device
+        mlp.to_empty(device="cuda")
+        mlp.Wi.register_forward_hook(lambda *_: calls.append(1))
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        mlp(torch.empty(3, SHAPE["hidden_size"], device="cuda"))
     assert len(calls) == 1
