@@ -1,4 +1,5 @@
 import json
+from importlib import metadata
 
 import torch
 
@@ -13,7 +14,7 @@ def test_an_entry_per_sitting(tmp_path):
     begin_sitting(tmp_path, CPU, {"parameters": 7, "from_step": 5}, said.append)
     end_sitting(tmp_path, {"to_step": 9})
     killed, ended = read_sittings(tmp_path, said.append)
-    assert killed["versions"]["torch"] == torch.__version__ and killed["machine"]["device"] == "cpu"
+    assert killed["versions"]["torch"] == metadata.version("torch") and killed["machine"]["device"] == "cpu"
     assert "ended" not in killed and ended["from_step"] == 5 and ended["to_step"] == 9 and ended["ended"]
     assert killed["command"] and said == []
     assert json.loads((tmp_path / RECORD).read_text())["sittings"] == [killed, ended]
