@@ -36,8 +36,8 @@ class Watch:
         peak: operations a second that the device of one process does at most.
         processes: that share a step.
         unigram_entropy: of the training tokens, in nats; a loss that stays there is named as such.
-        after_evaluation: called after each evaluation, and when the run is stopped. What goes wrong there is said, and
-            training goes on.
+        after_evaluation: called after each evaluation, and when the run is stopped, while the model holds what would be
+            exported. What goes wrong there is said, and training goes on.
     """
 
     trackers: Sequence[Tracker] = ()

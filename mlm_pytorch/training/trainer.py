@@ -359,7 +359,7 @@ class Trainer:
         self.checkpoint(last=True)
         self.writer.wait()
         if not self._finished():  # nor measured; but whoever looks should see how far it came
-            self.reporter.evaluated()
+            self._tell_evaluated()
         self.world.barrier()  # until the first process has written it
 
     def _loop(self, batches: Iterator[Batch]) -> None:
@@ -422,6 +422,10 @@ class Trainer:
             if told:
                 self.display.say(f"step {values['step']:,}: {told}")
 
+    def _tell_evaluated(self) -> None:
+        with self.averaged():  # the page shows what the model does that is exported
+            self.reporter.evaluated()
+
     def _evaluate_if_due(self) -> None:
         if self.held_out.due(self.progress.share):
             self._evaluate()
@@ -439,7 +443,7 @@ class Trainer:
         values |= {"tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 3)}
         self.reporter.held_out(values)
         self.display.say(said)
-        self.reporter.evaluated()
+        self._tell_evaluated()
         self._paused += time.monotonic() - started
 
     def _show(self, *, force: bool = False) -> None:

@@ -331,6 +331,16 @@ def test_a_run_that_is_stopped_lets_its_page_be_written(tmp_path, monkeypatch):
     assert len(told) == 2 and (tmp_path / "checkpoints/step-12").is_dir()
 
 
+def test_who_is_told_of_an_evaluation_sees_the_weights_that_are_exported(tmp_path):
+    seen = []
+    watch = Watch(after_evaluation=lambda: seen.append(next(iter(run.model.state_dict().values())).clone()))
+    run = trainer(tmp_path, evaluate=lambda model: Score(), watch=watch, evaluations=2, ema=0.9)
+    assert run.run()
+    live = next(iter(run.model.state_dict().values()))
+    exported = next(iter(run.average.averages.values()))
+    assert torch.equal(seen[-1], exported) and not torch.equal(seen[-1], live)
+
+
 def test_an_evaluation_that_a_stop_forestalled_is_made_up_for(tmp_path, monkeypatch):
     """The held-out line of a step is there, and once, wherever a stop falls."""
     for stop in (3, 4, 5):
