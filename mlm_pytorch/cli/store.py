@@ -12,6 +12,8 @@ from mlm_pytorch.cli.starting import ModelStart, Start, check_lengths
 from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.data.options import CorpusOptions
 from mlm_pytorch.data.store import MANIFEST, Manifest, TokenStore
+from mlm_pytorch.data.tokenizer import load_tokenizer
+from mlm_pytorch.masking import derive_words
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.metrics import Display
@@ -82,6 +84,7 @@ def _store(config: TrainConfig, start: Start | None, folder: Path, display: Disp
     trained_at = start.trained_at
     seq_len = config.seq_len or min(trained_at.seq_len, start.longest or trained_at.seq_len)
     check_lengths(seq_len, start.longest, config.pack_tokens or max(trained_at.pack_tokens, config.seq_len or 0))
+    _check_words(config, start)
     if not isinstance(start, ModelStart):
         if config.extend_vocabulary:
             raise ValueError(
@@ -110,6 +113,13 @@ def _store(config: TrainConfig, start: Start | None, folder: Path, display: Disp
         options = dataclasses.replace(config, tokenizer=None)
         display.say(described(prepare_corpus(options, config.corpus, own, seq_len, display, tokenizer)))
     return own, extension
+
+
+def _check_words(config: TrainConfig, start: Start) -> None:
+    """Refuse to select words by a tokenizer that knows none, before an hour is spent on tokenizing."""
+    given = start.folder if isinstance(start, ModelStart) else config.tokenizer and Path(config.tokenizer)
+    if config.selection in ("words", "ngrams") and given and given.is_dir():
+        derive_words(load_tokenizer(given).backend)
 
 
 def _extension(config: TrainConfig, adaptation: Adaptation | None) -> Extension | None:

@@ -187,6 +187,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model/model.safetensors")
 
 
+def test_words_of_a_tokenizer_that_knows_none_are_refused_before_a_corpus_is_read(place, there, capsys):
+    train_tokenizer(["MKTAYIAKQRQISFVKSHFS"] * 9, kind="amino-acids").save(there / "letters", model_max_length=40)
+    options = ("--tokenizer", there / "letters", "--selection", "words", "--out", there / "run", "--budget", "1steps")
+    with pytest.raises(SystemExit):
+        mlm("train", place / "corpus.txt", *options)
+    said = capsys.readouterr().err
+    assert "the ids of this tokenizer hold no trace of word boundaries" in said and "documents" not in said
+
+
 def test_what_was_chosen_for_a_continued_model_is_kept_with_its_run(place, there, capsys):
     """And the same command goes on, also where an earlier version kept nothing."""
     folder, out = save_architecture("Bert", there / "model", place), there / "run"
