@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+_PUBLISHED_PADDING = 50_283  # the published ModernBERT's [PAD]
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -124,8 +125,8 @@ class EncoderConfig:
         if config.get("attention_dropout"):
             raise ValueError(f"attention_dropout {config['attention_dropout']} is not supported; set it to 0")
         values = {field.name: config[field.name] for field in fields(cls) if config.get(field.name) is not None}
-        # What transformers takes where a file is silent. No padding id is none, and not 0, a token like others there.
-        values = {"pad_token_id": None, "classifier_pooling": "cls"} | values
+        # What transformers takes where a file is silent; an id of null is none.
+        values = {"pad_token_id": config.get("pad_token_id", _PUBLISHED_PADDING), "classifier_pooling": "cls"} | values
         parameters = _object(config, "rope_parameters")
         for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
             rope = _object(parameters, kind)

@@ -1,5 +1,7 @@
 """The encoder equals `ModernBertForMaskedLM` on the same weights, packed or not, forward and backward."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given
@@ -277,13 +279,20 @@ def test_configuration_round_trip_and_older_keys():
     assert EncoderConfig.from_huggingface(older) == config
 
 
+def test_what_a_configuration_leaves_out_is_what_transformers_takes():
+    told = ModernBertConfig().to_dict()
+    ours = EncoderConfig.from_huggingface({"model_type": "modernbert"}).to_huggingface()
+    shared = {field.name for field in fields(EncoderConfig)} & told.keys()
+    assert len(shared) > 15 and {name: ours[name] for name in shared} == {name: told[name] for name in shared}
+    assert ours["rope_parameters"] == told["rope_parameters"]
+
+
 def test_a_configuration_without_padding_freezes_no_token_and_classifier_options_are_kept():
     torch.manual_seed(0)
     options = {"pad_token_id": None, "classifier_pooling": "cls", "classifier_dropout": 0.2}
     theirs = ModernBertForMaskedLM(ModernBertConfig(**SHAPE | options | {"tie_word_embeddings": False})).eval()
     config = EncoderConfig.from_huggingface(theirs.config.to_dict())
     assert config.to_huggingface().items() >= options.items()
-    assert EncoderConfig.from_huggingface({"model_type": "modernbert"}).classifier_pooling == "cls"
     ours = Encoder(config)
     ours.load_state_dict(theirs.state_dict())
     rows, ids, cu_seqlens = pieces([9])
