@@ -1,6 +1,5 @@
 """`mlm train`: put the rooms together, a store, a model, and the loop that brings them to each other."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +36,7 @@ from mlm_pytorch.objective.packs import PackMasker
 from mlm_pytorch.report import ReportWriter, model_card
 from mlm_pytorch.training.checkpoint import newest_checkpoint
 from mlm_pytorch.training.config import TrainConfig
-from mlm_pytorch.training.device import find_device, why_not_compiled
+from mlm_pytorch.training.device import why_not_compiled
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.feed import Feed
 from mlm_pytorch.training.guards import unigram_entropy
@@ -63,8 +62,6 @@ def train(config: TrainConfig) -> bool:
     keep_few_shapes()
     world = World.from_environment(config.device)
     copy_size(config.parallel, world, config.shard_ranks)  # fails before an hour is spent on tokenizing
-    if world.size == 1:
-        world = dataclasses.replace(world, device=find_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
     with Display(quiet=not world.is_main) as display, ExitStack() as stack:

@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
+from mlm_pytorch.training.device import find_device
+
 T = TypeVar("T")
 P = TypeVar("P", bound=Path | float | None)
 
@@ -109,13 +111,13 @@ class World:
                 unless it is cpu.
 
         Raises:
-            ValueError: more processes on a machine than it has GPUs, one device for all, or an environment that is not
-                complete.
+            ValueError: a device that is not there, more processes on a machine than it has GPUs, one device for all, or
+                an environment that is not complete.
             ConnectionError: the store cannot be reached.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
-            return cls()
+            return cls(device=find_device(device))
         missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start the processes with torchrun")
