@@ -1,5 +1,6 @@
 """Where curves are drawn: TensorBoard, which is on where its package is installed, and others by name."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,9 +69,20 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
+            self._wait_for_a_later_name()
             self._writer = SummaryWriter(str(self.folder), purge_step=self._purge_step)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def _wait_for_a_later_name(self) -> None:
+        """Let the second of the newest file pass.
+
+        TensorBoard reads files in the order of their names, which begin with the second; what follows it (host,
+        process, a running number) says nothing of the order: file 10 of a process would be read before file 9.
+        """
+        seconds = [int(path.name.split(".")[3]) for path in self.folder.glob("events.out.tfevents.[0-9]*.*")]
+        while seconds and int(time.time()) == max(seconds):
+            time.sleep(0.05)
 
     def flush(self) -> None:
         """Write all points to disk."""
