@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import mlm_pytorch
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlm_pytorch"
 
@@ -29,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EDGE = {"__init__", "__main__", "cli", "demo", "doctor", "report", "play"}
 NO_ROOM = {"utils", "util", "helpers", "common", "misc"}
 
-# What `import mlm_pytorch` must not load: it is torch and our own modules, so that it costs next to nothing.
+# What `from mlm_pytorch import *` must not load: it is torch and our own modules, so that it costs next to nothing.
 HEAVY = {"accelerate", "datasets", "matplotlib", "pandas", "pyarrow", "ray", "rich", "safetensors", "tensorboard"}
 HEAVY |= {"tokenizers", "transformers", "tyro", "yaml", "zstandard"}
 
@@ -120,14 +122,32 @@ def test_the_walk_lets_allowed_imports_pass(tmp_path, path, source):
 
 def test_importing_the_package_loads_nothing_heavy():
     probe = (
-        "import json, sys, torch; before = set(sys.modules); import mlm_pytorch; "
+        "import json, sys, torch; before = set(sys.modules); from mlm_pytorch import *; "
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     run = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(json.loads(run.stdout))
-    assert "mlm_pytorch" in loaded
+    assert "mlm_pytorch.objective.mlm" in loaded
     assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
     assert "torch._dynamo" not in loaded  # the compiler: more than a second
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "text.txt", "--budgit", "2m"]])
+def test_help_needs_no_torch(arguments):
+    probe = (
+        "import sys\nfrom mlm_pytorch.cli import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=False)
+    assert run.stderr.splitlines()[-1] == "False"
+    assert "usage: mlm" in run.stdout or "did you mean --budget?" in run.stderr
+
+
+def test_names_of_the_package_come_when_they_are_asked_for():
+    probe = "import mlm_pytorch as m; print(m.masking.RateSchedule is m.RateSchedule, set(m.__all__) <= set(dir(m)))"
+    assert subprocess.check_output([sys.executable, "-c", probe], cwd=ROOT, text=True).split() == ["True", "True"]
+    with pytest.raises(AttributeError, match="'mlm_pytorch' has no attribute 'MML'"):
+        mlm_pytorch.MML  # noqa: B018
 
 
 def modules_in_the_tree(page: str) -> set[str]:

@@ -5,17 +5,17 @@ import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
 
 from mlm_pytorch.data.options import CorpusOptions
-from mlm_pytorch.encoder import PRESETS
-from mlm_pytorch.masking import RateSchedule
-from mlm_pytorch.training.device import find_device
 from mlm_pytorch.training.schedule import BatchRamp, Budget, learning_rate_factor
 from mlm_pytorch.training.trackers import TrackerName, choose_trackers
+
+if TYPE_CHECKING:  # with torch, which `mlm --help` does without
+    from mlm_pytorch.masking import RateSchedule
 
 # What may change when a run is continued: how long, and how it is run, but not what is learned from.
 MAY_CHANGE = frozenset({"out", "budget", "checkpoint_every", "keep_checkpoints", "keep_every", "threads", "device"})
@@ -144,6 +144,9 @@ class TrainConfig(CorpusOptions):
         Raises:
             ValueError: a value outside its range, or two that exclude each other.
         """
+        from mlm_pytorch.encoder import PRESETS
+        from mlm_pytorch.training.device import find_device
+
         if not self.corpus and not self.mix:
             raise ValueError("no corpus is named; give files, globs, folders, a store, or - for standard input")
         Budget.parse(self.budget)
@@ -247,8 +250,10 @@ class TrainConfig(CorpusOptions):
         )
 
     @property
-    def rate(self) -> RateSchedule:
+    def rate(self) -> "RateSchedule":
         """The masking rate as a function of progress."""
+        from mlm_pytorch.masking import RateSchedule
+
         end = 0.15 if self.mask_prob_end is None else self.mask_prob_end
         return RateSchedule(self.mask_prob, end, self.mask_schedule)
 
