@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What a user may see as one line: ValueError and what derives from it, and failures of files.
-LEFT_OUT = {"AssertionError", "NotImplementedError", "SystemExit", "KeyboardInterrupt", "StopIteration"}
+LEFT_OUT = {
+    "AssertionError",
+    "AttributeError",
+    "NotImplementedError",
+    "SystemExit",
+    "KeyboardInterrupt",
+    "StopIteration",
+}
 
 
 @dataclass(frozen=True)
