@@ -174,7 +174,7 @@ def make_learner(
         seq_len: longest piece of the store.
         sample: ids of real pieces, on which exports are checked.
         factory: the factory's name and arguments, where one made the model.
-        say: told when every position has to pass through the head.
+        say: told when every position has to pass through the head, and when the model sees too much or too little.
 
     Raises:
         ValueError: a model without logits for the whole vocabulary, or one that cannot be copied or saved.
@@ -200,6 +200,8 @@ def make_learner(
             f"{type(model).__name__} sees padding in spite of its argument {interface.mask_argument}, which is True at "
             "tokens here; if yours is True at padding, as torch's key_padding_mask, turn it round in forward"
         )
+    for oddity in interface.oddities:
+        say(oddity)
     return RowsLearner(model, tokenizer, save_tokenizer, checked, interface, longest, _double(model), factory)
 
 

@@ -211,7 +211,14 @@ class MLM(nn.Module):
 
     def _examine(self, seq: Tensor, **kwargs: Any) -> Verdict:
         try:
-            return verify_head(bare_module(self.transformer), seq, kwargs, head=self._head_name, num_tokens=self._width)
+            return verify_head(
+                bare_module(self.transformer),
+                seq,
+                kwargs,
+                head=self._head_name,
+                num_tokens=self._width,
+                pad_token_id=self.pad_token_id,
+            )
         except SHAPE_ERRORS as error:  # the model itself fails here; where it is the user's, its own call will say so
             return Verdict(None, f"the check failed ({type(error).__name__}: {error})")
 
@@ -222,6 +229,8 @@ class MLM(nn.Module):
                 f"slow: {verdict.reason}; name another module as head=, or say dense=True",
                 stacklevel=3,
             )
+        for oddity in verdict.oddities:
+            warnings.warn(oddity, stacklevel=3)
         self._verdict = verdict
 
     @property

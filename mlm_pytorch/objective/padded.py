@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlm_pytorch.modes import evaluating
-from mlm_pytorch.objective.head import find_head, logits_at, logits_of, seen_from_outside
+from mlm_pytorch.objective.head import logits_at, logits_of, seen_from_outside
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
 from mlm_pytorch.objective.packs import Pack, PackMasker, moved, rounded_targets
 from mlm_pytorch.objective.verify import SHAPE_ERRORS, first_line, verify_head
@@ -148,6 +148,7 @@ class RowsInterface:
         sees_padding: whether its logits at tokens change with what stands at padding, in spite of the mask. Known for
             modules of the user's own.
         needs_mask: whether it has to be given a mask where there is no padding as well.
+        oddities: sentences about what it sees and should not, or should and does not (`sight`).
     """
 
     head: str | None
@@ -155,6 +156,7 @@ class RowsInterface:
     reason: str = ""
     sees_padding: bool = False
     needs_mask: bool = False
+    oddities: tuple[str, ...] = ()
 
     def arguments(self, attention_mask: Tensor | None) -> dict[str, Any]:
         """The keyword arguments for a mask (B, L), bool; None where there is no padding."""
@@ -217,7 +219,7 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
     ids = drawable[torch.randint(len(drawable), (2, length), generator=generator)].to(device)
     mask_argument = pad_mask_argument(model)
     needs_mask = mask_argument is not None and requires(model, mask_argument)
-    interface = RowsInterface(None, mask_argument, "no output head was found", needs_mask=needs_mask)
+    interface = RowsInterface(None, mask_argument, needs_mask=needs_mask)
     mask = torch.ones_like(ids, dtype=torch.bool)
     if interface.mask_argument is not None:
         mask[1, length - length // 4 :] = False
@@ -244,10 +246,8 @@ def inspect_rows(model: nn.Module, special: SpecialTokens, max_seq_len: int | No
     own_mask = interface.mask_argument is not None and known_pad_mask_argument(model) is None
     if own_mask and not bool(mask.all()):
         interface = replace(interface, sees_padding=sees_padding(model, ids, mask, arguments))
-    if find_head(model, special.num_tokens) is None:
-        return interface
-    verdict = verify_head(model, ids, arguments, num_tokens=shape[-1])
-    return replace(interface, head=verdict.head, reason=verdict.reason)
+    verdict = verify_head(model, ids, arguments, num_tokens=shape[-1], pad_token_id=special.pad_token_id)
+    return replace(interface, head=verdict.head, reason=verdict.reason, oddities=verdict.oddities)
 
 
 def _raised_in(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from torch.func import functional_call
 
 from mlm_pytorch.modes import evaluating, full_precision
 from mlm_pytorch.objective.head import changed_before, find_head, gathered_before, logits_of, name_of, resolve
+from mlm_pytorch.objective.sight import oddities
 
 TOLERANCE = 1e-4  # relative to the largest entry
 ROUNDING = 1e-6  # relative to the largest entry of all gradients: what is left of one that is zero
@@ -42,10 +43,14 @@ SHAPE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError,
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where positions may be gathered: ``head``, a dotted name; or None, with the reason."""
+    """Where positions may be gathered: ``head``, a dotted name; or None, with the reason.
+
+    oddities: sentences about what the transformer sees and should not, or should and does not (`sight`).
+    """
 
     head: str | None
     reason: str = ""
+    oddities: tuple[str, ...] = ()
 
 
 @dataclass
@@ -65,6 +70,7 @@ def verify_head(
     *,
     head: str | None = None,
     num_tokens: int | None = None,
+    pad_token_id: int | None = None,
 ) -> Verdict:
     """Where ``transformer(input_ids, **kwargs)`` may gather positions without changing logits or gradients.
 
@@ -74,6 +80,7 @@ def verify_head(
         kwargs: the model's further arguments; tensors with B rows are cut with the ids.
         head: the only place to try, where the user named one.
         num_tokens: the vocabulary's size, where known; else the logits tell it.
+        pad_token_id: what is no token among the ids.
 
     Raises whatever the model raises on this input by itself.
     """
@@ -91,6 +98,9 @@ def verify_head(
             return Verdict(None, f"it returned logits {shapes}, where one row per id is wanted")
         if not bench.dense.isfinite().all():
             return Verdict(None, "its logits are not finite")
+        is_token = torch.ones_like(bench.given) if pad_token_id is None else bench.given != pad_token_id
+        with torch.no_grad():
+            seen = oddities(bench.run, bench.input_ids, is_token.bool(), type(transformer).__name__)
         places, reason = [], "no output head was found"
         if head is None:
             places = _walk_back(bench, _chain(calls), counts)
@@ -103,8 +113,8 @@ def verify_head(
         for place in places:
             reason = bench.gradient_difference(place)
             if not reason:
-                return Verdict(place)
-        return Verdict(None, reason)
+                return Verdict(place, oddities=seen)
+        return Verdict(None, reason, seen)
 
 
 def _is_sharded(transformer: nn.Module) -> bool:
@@ -163,7 +173,8 @@ class _Bench:
             for name, value in kwargs.items()
         }
         generator = torch.Generator().manual_seed(0)
-        self.input_ids = _mixed(input_ids[:rows].clone(), transformer, generator)
+        self.given = input_ids[:rows].clone()
+        self.input_ids = _mixed(self.given, transformer, generator)
         num_positions = self.input_ids.numel()
         # An odd number of them, for heads that would take an even one for two rows.
         some = torch.randperm(num_positions, generator=generator)[: num_positions // 3 | 1]
@@ -203,9 +214,10 @@ class _Bench:
                 for parameter, grad in grads.items():  # Reformer's own backward adds to these, copies or not
                     parameter.grad = grad
 
-    def run(self) -> Tensor:
+    def run(self, input_ids: Tensor | None = None) -> Tensor:
         torch.manual_seed(0)  # models that draw random numbers even in evaluation draw the same ones each time
-        output = functional_call(self.transformer, self.weights, (self.input_ids,), self.kwargs)
+        ids = self.input_ids if input_ids is None else input_ids
+        output = functional_call(self.transformer, self.weights, (ids,), self.kwargs)
         return logits_of(output, self.transformer)
 
     @torch.no_grad()

@@ -81,6 +81,11 @@ class Inverted(Own):
     def forward(self, ids, mask=None):
         return super().forward(ids, None if mask is None else ~mask)
 
+class Forgetful(Own):
+    def forward(self, ids, mask=None):
+        x = self.embed(ids)
+        return self.out(self.layer(x, src_key_padding_mask=None if mask is None else ~mask))
+
 class Maskless(Own):
     def forward(self, ids):
         return super().forward(ids)
@@ -391,3 +396,11 @@ def test_a_module_that_sees_padding_is_told_of(place, there, module, told):
     said: list[str] = []
     make_learner(model, tokenizer, 40, sample=[[5, 6, 7]], factory=None, say=said.append)
     assert ([told] if told else []) == [line[: len(told or "")] for line in said if "padding" in line]
+
+
+def test_a_module_without_positions_is_told_of(place, there):
+    tokenizer = load_tokenizer(place / "tokenizer")
+    model = importlib.import_module("own_models").Forgetful(tokenizer.special.num_tokens, 40, 0)
+    said: list[str] = []
+    make_learner(model, tokenizer, 40, sample=[[5, 6, 7]], factory=None, say=said.append)
+    assert any(line.startswith("Forgetful takes no notice of order: shuffled tokens around a mask") for line in said)
