@@ -14,19 +14,12 @@ tests' multilingual text serves. The seed's package has our import name, so it l
 """
 
 import argparse
-import gzip
-import importlib.util
 import json
-import math
-import random
-import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -34,104 +27,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, trainers
-from tokenizers import pre_tokenizers as cuts
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from machine import machine, versions, write_result  # noqa: E402
-
-from mlm_pytorch import MLM, masking  # noqa: E402
-from mlm_pytorch.data.packing import Pack  # noqa: E402
-from mlm_pytorch.encoder import Encoder, preset  # noqa: E402
-from mlm_pytorch.huggingface import MLMCollator  # noqa: E402
-from mlm_pytorch.objective import find_head  # noqa: E402
-from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss  # noqa: E402
-from mlm_pytorch.tokens import SpecialTokens  # noqa: E402
-from mlm_pytorch.training.optimizer import build_optimizers  # noqa: E402
-
-SEED = "mlm-pytorch==0.1.0"
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-GPT4 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from masking_subjects import (
+    ROOT,
+    SPECIALS,
+    all_families,
+    families,
+    fast_tokenizer,
+    features,
+    hf_collator,
+    multilingual,
+    scrambled,
+    seed_package,
+    seed_shows,
+    texts,
 )
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(ROOT))
+
+from machine import machine, versions, write_result
+from masking_defects import defects, write_table
+
+from mlm_pytorch import masking
+from mlm_pytorch.data.packing import Pack
+from mlm_pytorch.encoder import Encoder, preset
+from mlm_pytorch.huggingface import MLMCollator
+from mlm_pytorch.objective import find_head
+from mlm_pytorch.objective.packs import MaskedPack, PackMasker, pack_loss
+from mlm_pytorch.tokens import SpecialTokens
+from mlm_pytorch.training.optimizer import build_optimizers
+
 RUNS = 5
-TABLE_BEGINS, TABLE_ENDS = "<!-- written by benchmarks/masking.py defects -->", "<!-- end of what it writes -->"
-
-
-# --- what is measured on ---------------------------------------------------------------------------------------------
-
-
-def multilingual() -> list[str]:
-    text = (HERE.parent / "tests" / "masking" / "multilingual.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
-
-
-def scrambled(lines: list[str], count: int) -> list[str]:
-    """Snippets of all scripts in random order, with and without blanks: more kinds of neighbours than any text has."""
-    dice = random.Random(0)
-    snippets = [snippet for line in lines for snippet in line.split(" ")]
-    gaps = [" "] * 6 + ["", "", "\n", "  ", ", ", "'s "]
-    return ["".join(dice.choice(snippets) + dice.choice(gaps) for _ in range(12)) for _ in range(count)]
-
-
-def texts(data: Path, split: str, count: int | None) -> list[str]:
-    path = data / f"{split}.jsonl.gz"
-    if not path.exists():
-        return multilingual() * 20
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in islice(lines, count)]
-
-
-def families(data: Path, vocab_size: int) -> Iterator[tuple[str, Tokenizer]]:
-    """Small tokenizers of each family, trained on part of the corpus and the multilingual lines."""
-    corpus = texts(data, "train", 3000) + multilingual()
-    ready = data / "tokenizer-16k" / "tokenizer.json"
-    if ready.exists():
-        yield "byte-level BPE, the corpus's own", Tokenizer.from_file(str(ready))
-    common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": SPECIALS, "show_progress": False}
-
-    def trained(model: Any, cut: Any, trainer: Any, normalizer: Any = None) -> Tokenizer:
-        tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = cut
-        if normalizer is not None:
-            tokenizer.normalizer = normalizer
-        tokenizer.train_from_iterator(corpus, trainer)
-        return tokenizer
-
-    wordpiece = models.WordPiece(unk_token="[UNK]"), cuts.BertPreTokenizer(), trainers.WordPieceTrainer(**common)
-    yield "WordPiece", trained(*wordpiece, normalizers.BertNormalizer())
-    digits = cuts.Digits(individual_digits=True)
-    gpt4 = cuts.Split(Regex(GPT4), "isolated")
-    for name, cut in {
-        "byte-level BPE": cuts.ByteLevel(add_prefix_space=False),
-        "byte-level BPE, prefix space": cuts.ByteLevel(add_prefix_space=True),
-        "byte-level BPE, single digits": cuts.Sequence([digits, cuts.ByteLevel(add_prefix_space=False)]),
-        "byte-level BPE, GPT-4's cuts": cuts.Sequence([gpt4, cuts.ByteLevel(add_prefix_space=False, use_regex=False)]),
-    }.items():
-        yield (
-            name,
-            trained(models.BPE(), cut, trainers.BpeTrainer(**common, initial_alphabet=cuts.ByteLevel.alphabet())),
-        )
-    for name, cut in {
-        "Unigram": cuts.Metaspace(),
-        "Unigram, no prefix space": cuts.Metaspace(prepend_scheme="never"),
-        "Unigram, blanks first": cuts.Sequence([cuts.WhitespaceSplit(), cuts.Metaspace()]),
-        "Unigram, punctuation and digits apart": cuts.Sequence([cuts.Metaspace(), cuts.Punctuation(), digits]),
-    }.items():
-        yield name, trained(models.Unigram(), cut, trainers.UnigramTrainer(**common, unk_token="[UNK]"))
-    yield "BPE, Metaspace", trained(models.BPE(unk_token="[UNK]"), cuts.Metaspace(), trainers.BpeTrainer(**common))
-    suffix = {"end_of_word_suffix": "</w>"}
-    bpe = models.BPE(unk_token="[UNK]", **suffix)
-    yield "BPE, word suffix", trained(bpe, cuts.BertPreTokenizer(), trainers.BpeTrainer(**common, **suffix))
-
-
-@cache
-def all_families(data: Path, vocab_size: int) -> list[tuple[str, Tokenizer]]:
-    """`families`, trained once for all parts."""
-    return list(families(data, vocab_size))
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -177,198 +103,7 @@ def boundaries(tokenizer: Tokenizer, table: Any, sample: list[str], kinds: Count
     return wrong, total
 
 
-# --- defects ---------------------------------------------------------------------------------------------------------
-
-
-def seed_package(folder: Path) -> ModuleType:
-    """The seed's published module under a name of its own."""
-    file = folder / "mlm_pytorch" / "mlm_pytorch.py"
-    if not file.exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), SEED]
-        subprocess.run(command, check=True)
-    spec = importlib.util.spec_from_file_location("seed_mlm", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Seen(Exception):
-    """Carries what the transformer was shown, so that the seed's forward ends where its masking does."""
-
-
-def seed_shows(seed: ModuleType, ids: torch.Tensor, **settings: Any) -> torch.Tensor:
-    def transformer(shown: torch.Tensor) -> torch.Tensor:
-        raise Seen(shown)
-
-    try:
-        seed.MLM(transformer, **settings)(ids)
-    except Seen as seen:
-        return seen.args[0]
-    raise AssertionError("the seed's class did not call its transformer")
-
-
-def ours_shows(
-    ids: torch.Tensor, specials: list[int], *, mask_prob: float, random_token_prob: float = 0.0, num_tokens: int = 1000
-) -> masking.Corrupted:
-    maskable = ~torch.isin(ids, torch.tensor(specials))
-    scores = masking.draw_scores(ids)
-    selected = masking.select_tokens(scores, ids, maskable, masking.millionths(mask_prob))
-    drawable = torch.tensor([i for i in range(num_tokens) if i not in specials])
-    return masking.corrupt(
-        ids, selected, scores, mask_token_id=4, replace_prob=0.9, random_token_prob=random_token_prob,
-        drawable_ids=drawable,
-    )  # fmt: skip
-
-
-def defects(args: argparse.Namespace) -> dict[str, Any]:
-    rows = [*seed_defects(seed_package(args.seed)), *transformers_defects(args)]
-    print(f"\n{'what should hold':66}{'theirs':>22}{'ours':>22}")
-    for row in rows:
-        print(f"{row['law']:66}{row['theirs']!s:>22}{row['ours']!s:>22}")
-    return {"rows": rows, "met": all(row["ours_right"] and row["theirs_wrong"] for row in rows)}
-
-
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table of defects where the documentation has its place for it."""
-    lines = ["| what should hold | whose | theirs | ours |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row['law']} | {row['whose']} | {row['theirs']} | {row['ours']} |" for row in rows]
-    page = HERE.parent / "docs" / "how" / "masking.md"
-    before, rest = page.read_text().split(TABLE_BEGINS)
-    page.write_text(before + TABLE_BEGINS + "\n\n" + "\n".join(lines) + "\n\n" + TABLE_ENDS + rest.split(TABLE_ENDS)[1])
-
-
-def row_of(whose: str, law: str, theirs: Any, ours: Any, right: Callable[[Any], bool]) -> dict[str, Any]:
-    return {
-        "whose": whose, "law": law, "theirs": theirs, "ours": ours,
-        "theirs_wrong": not right(theirs), "ours_right": right(ours),
-    }  # fmt: skip
-
-
-def seed_defects(seed: ModuleType) -> Iterator[dict[str, Any]]:
-    torch.manual_seed(0)
-    specials = [0, 2, 3, 4]
-    settings = {"mask_token_id": 4, "pad_token_id": 0, "mask_ignore_token_ids": [2, 3], "num_tokens": 1000}
-    ids = torch.randint(5, 1000, (64, 256))
-    ids[:, 0], ids[:, 200], ids[:, 201:] = 2, 3, 0
-
-    theirs = seed_shows(seed, ids, mask_prob=0.15, random_token_prob=0.1, **settings)
-    ours = ours_shows(ids, specials, mask_prob=0.15, random_token_prob=0.1)
-    special = torch.isin(ids, torch.tensor(specials))
-    law = "[PAD], [CLS], [SEP] overwritten with random_token_prob=0.1"
-    counts = [int((shown != ids)[special].sum()) for shown in (theirs, ours.input_ids)]
-    yield row_of("seed", law, *counts, right=lambda n: n == 0)
-    law = "share of all positions that a random token replaced (0.1 * 0.15)"
-    content = ~special
-    shares = [
-        round(((shown != ids) & (shown != 4) & content).sum().item() / content.sum().item(), 4)
-        for shown in (theirs, ours.input_ids)
-    ]
-    yield row_of("seed", law, *shares, right=lambda share: abs(share - 0.015) < 0.005)
-
-    padding = torch.zeros(2, 8, dtype=torch.int64)
-    law = "loss of a batch of padding is a number"
-    model = torch.nn.Sequential(torch.nn.Embedding(1000, 8), torch.nn.Linear(8, 1000))
-    losses = [mlm(model, mask_prob=0.15, **settings)(padding).item() for mlm in (seed.MLM, MLM)]
-    yield row_of("seed", law, *losses, right=math.isfinite)
-
-    left = torch.zeros(500, 100, dtype=torch.int64)
-    left[:, 90:] = 7
-    law = "masks in a row of 90 [PAD] and 10 tokens at 0.15 (ceil: 2)"
-    theirs = seed_shows(seed, left, mask_prob=0.15, replace_prob=1.0, **settings)
-    found = sorted(set((theirs == 4).sum(-1).tolist())), sorted(set(selected_counts(left, specials)))
-    yield row_of("seed", law, *found, right=lambda counts: counts == [2])
-
-    first = torch.full((500, 101), 7)
-    first[:, 0] = 2
-    law = "masks in a row of [CLS] and 100 tokens at 0.15 (15)"
-    theirs = seed_shows(seed, first, mask_prob=0.15, replace_prob=1.0, **settings)
-    found = sorted(set((theirs == 4).sum(-1).tolist())), sorted(set(selected_counts(first, specials)))
-    yield row_of("seed", law, *found, right=lambda counts: counts == [15])
-
-
-def selected_counts(ids: torch.Tensor, specials: list[int]) -> list[int]:
-    return ours_shows(ids, specials, mask_prob=0.15).selected.sum(-1).tolist()
-
-
-def transformers_defects(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Ten words with punctuation: how many words each side sees."""
-    sentence = "The cook's old knife, sharpened yesterday, cut seven ripe tomatoes."
-    for family, tokenizer in all_families(args.data, args.vocab_size):
-        if family not in ("WordPiece", "byte-level BPE", "Unigram"):
-            continue
-        wrapped, _ = fast_tokenizer(tokenizer)
-        collator = hf_collator(wrapped, whole_word_mask=True)
-        encoding = wrapped(sentence, return_offsets_mapping=True, return_special_tokens_mask=True, return_tensors="np")
-        word_ids, _ = collator._calc_word_ids_and_prob_mask(encoding["offset_mapping"], encoding["special_tokens_mask"])
-        truth = len({word for word in tokenizer.encode(sentence).word_ids if word is not None})
-        starts = masking.derive_words(tokenizer).starts_word(torch.tensor(encoding["input_ids"]))
-        ours = int((starts & (torch.tensor(encoding["special_tokens_mask"]) == 0)).sum())
-        law = f"words of a sentence, {family} (its own word_ids(): {truth})"
-        yield row_of("transformers", law, int(word_ids.max()), ours, right=lambda n, truth=truth: n == truth)
-    yield random_with_whole_words(tokenizer, args.data)
-
-
-def random_with_whole_words(tokenizer: Tokenizer, data: Path) -> dict[str, Any]:
-    """The share of selected tokens that show a random one, where 80/10/10 was asked for."""
-    wrapped, _ = fast_tokenizer(tokenizer)
-    rows = features(tokenizer, data, 16, 512)
-    ids = torch.tensor([row["input_ids"] for row in rows])
-    asked = {"mlm_probability": 0.15, "mask_replace_prob": 0.8, "random_replace_prob": 0.1}
-    shares = []
-    for collator, names in (
-        (hf_collator(wrapped, whole_word_mask=True, **asked), ("input_ids", "special_tokens_mask", "offset_mapping")),
-        (MLMCollator(wrapped, selection="words", **asked), ("input_ids",)),
-    ):
-        batch = collator([{name: row[name] for name in names} for row in rows])
-        selected = batch["labels"] != -100
-        random_ones = selected & (batch["input_ids"] != ids) & (batch["input_ids"] != wrapped.mask_token_id)
-        shares.append(round(random_ones.sum().item() / selected.sum().item(), 3))
-    law = "share of random tokens with whole words, asked for 0.1"
-    return row_of("transformers", law, *shares, right=lambda share: abs(share - 0.1) < 0.03)
-
-
 # --- speed -----------------------------------------------------------------------------------------------------------
-
-
-def fast_tokenizer(tokenizer: Tokenizer) -> tuple[Any, int]:
-    from transformers import PreTrainedTokenizerFast
-
-    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
-    return wrapped, len(wrapped)
-
-
-def hf_collator(tokenizer: Any, **settings: Any) -> Any:
-    from transformers import DataCollatorForLanguageModeling
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it turns random replacement off is a row of its own above
-        return DataCollatorForLanguageModeling(tokenizer, **({"mlm_probability": 0.15} | settings))
-
-
-def features(tokenizer: Tokenizer, data: Path, rows: int, length: int) -> list[dict[str, Any]]:
-    """Rows of one length, with what transformers' whole-word masking needs beside the ids."""
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    base = 0
-    for encoding in tokenizer.encode_batch(texts(data, "valid", 4000), add_special_tokens=False):
-        ids += encoding.ids
-        offsets += [(base + start, base + end) for start, end in encoding.offsets]
-        base = offsets[-1][1] + 1 if offsets else 0
-        if len(ids) >= rows * length:
-            break
-    repeats = -(-rows * length // len(ids))
-    ids, offsets = (ids * repeats)[: rows * length], (offsets * repeats)[: rows * length]
-    return [
-        {
-            "input_ids": ids[at : at + length],
-            "offset_mapping": offsets[at : at + length],
-            "special_tokens_mask": [0] * length,
-        }
-        for at in range(0, rows * length, length)
-    ]
 
 
 def measured(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -589,8 +324,10 @@ PARTS = {"words": words, "defects": defects, "speed": speed, "step": step}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "mix10m")
-    parser.add_argument("--seed", type=Path, default=HERE / ".packages" / "seed", help="where the seed's package lives")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mix10m")
+    parser.add_argument(
+        "--seed", type=Path, default=ROOT / "benchmarks" / ".packages" / "seed", help="where the seed's package lives"
+    )
     parser.add_argument("--documents", type=int, default=None, help="of the held-out split, for words; all by default")
     parser.add_argument("--vocab-size", type=int, default=8000)
     parser.add_argument("--repeats", type=int, default=50)
