@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mlm`; the user's mistakes end with one line on standard error and exit code 2."""
     # Tokenizers start threads of their own; said here, they do not warn of every process that is forked afterwards.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # for bars, marks and text that an older encoding has not
     try:
         run(parse(arguments))
         if sys.stdout is not None:  # closed by who started the program, it is

@@ -113,6 +113,13 @@ def test_a_closed_standard_output_is_no_fault(model):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_bars_on_a_terminal_of_an_older_encoding(model):
+    command = [sys.executable, "-m", "mlm_pytorch", "fill", str(model), "a [MASK]"]
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and b"\\u258f" in done.stdout and b"%" in done.stdout
+
+
 def test_a_conversation_on_a_terminal(model):
     """A real terminal: colour, what is typed is answered, mistakes do not end it, the end of the input does."""
     command = [sys.executable, "-m", "mlm_pytorch", "fill", str(model), "--top-k", "2"]
