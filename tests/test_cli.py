@@ -357,6 +357,12 @@ def test_mistakes_with_options(run, corpus, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_a_corpus_that_is_not_there_is_told_before_anything_else(tmp_path):
+    said = mlm("train", tmp_path / "nowhere.txt", "--out", tmp_path / "run", code=2).stderr
+    assert said == f"mlm: {tmp_path}/nowhere.txt does not exist; check the path of the corpus\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_corpus_too_small_to_hold_any_out_says_so(tmp_path):
     (tmp_path / "one.txt").write_text("One short document.\n")
     said = mlm("train", tmp_path / "one.txt", "--out", tmp_path / "run", "--budget", "1steps", "--model", "tiny").stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlm_pytorch.adaptation import Extension
 from mlm_pytorch.cli.adapting import Adaptation, read_adaptation
-from mlm_pytorch.cli.prepare import described, prepare_corpus
+from mlm_pytorch.cli.prepare import described, open_corpora, prepare_corpus
 from mlm_pytorch.cli.starting import ModelStart, Start, check_lengths
 from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.data.options import CorpusOptions
@@ -17,13 +17,19 @@ from mlm_pytorch.masking import derive_words
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.distributed import World
 from mlm_pytorch.training.metrics import Display
-from mlm_pytorch.training.run import STORE, store_to_prepare
+from mlm_pytorch.training.run import CONFIG, STORE, store_to_prepare
 
 
 def named_store(config: TrainConfig) -> Path | None:
     """The corpus, where it is one store."""
     named = Path(config.corpus[0]) if len(config.corpus) == 1 else None
     return named if named and (named / MANIFEST).is_file() else None
+
+
+def find_corpus(config: TrainConfig, folder: Path) -> None:
+    """Raise ValueError where a run that begins has no corpus: the likeliest mistake, before anything is measured."""
+    if not (folder / CONFIG).is_file() and named_store(config) is None:
+        open_corpora(config, config.corpus)
 
 
 def held_out(store_folder: Path) -> TokenStore | None:

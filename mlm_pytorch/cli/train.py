@@ -24,7 +24,7 @@ from mlm_pytorch.cli.starting import (
     restart,
     sizes_for,
 )
-from mlm_pytorch.cli.store import held_out, open_store
+from mlm_pytorch.cli.store import find_corpus, held_out, open_store
 from mlm_pytorch.data.batches import Reader, count_tokens
 from mlm_pytorch.data.packing import Pack, sequential_packs
 from mlm_pytorch.data.store import TokenStore
@@ -66,6 +66,7 @@ def train(config: TrainConfig) -> bool:
         torch.set_num_threads(config.threads)
     with Display(quiet=not world.is_main) as display, ExitStack() as stack:
         folder = world.from_main(lambda: stack.enter_context(run_folder(config)))
+        world.from_main(lambda: find_corpus(config, folder))
         config = settle_by_budget(config, folder, display, world)
         trainer, learner = _trainer(config, folder, display, world)
         if world.is_main:
