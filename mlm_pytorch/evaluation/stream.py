@@ -80,14 +80,13 @@ class PieceStream:
 
     def _pieces(self) -> Iterator[tuple[np.ndarray, str | None]]:
         for batch in self._batches():
-            texts = [document.text for document in batch if document.ids is None]
-            encoded = iter(self.tokenizer.encode_batch(texts))
+            encoded = iter(self._encoded([document.text for document in batch if document.ids is None]))
             for document in batch:
                 if document.ids is not None:
                     self.num_bytes = None
                     ids = self.tokenizer.special.content(np.asarray(document.ids, dtype=np.int64))
                 else:
-                    ids = np.array(next(encoded), dtype=np.int64)
+                    ids = next(encoded).astype(np.int64)
                 if not len(ids):
                     continue
                 self._check(ids, document)
@@ -99,6 +98,13 @@ class PieceStream:
                 for piece in np.split(ids, lengths.cumsum()[:-1]):
                     yield piece, document.source
 
+    def _encoded(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, as a preparation makes them: a long text, such as a chromosome, part by part."""
+        if not texts:
+            return []
+        ids, lengths = self.tokenizer.encode_arrays(texts)
+        return np.split(ids, lengths.cumsum()[:-1])
+
     def _check(self, ids: np.ndarray, document: Document) -> None:
         if document.ids is not None and int(ids.max()) >= self.tokenizer.special.num_tokens:
             raise ValueError(
@@ -108,13 +114,13 @@ class PieceStream:
 
     def _batches(self) -> Iterator[list[Document]]:
         batch: list[Document] = []
-        characters = 0
+        size = 0  # in characters, and in ids of documents that are ids
         for document in self.documents:
             batch.append(document)
-            characters += len(document.text) + 1
-            if characters >= BATCH_CHARACTERS:
+            size += 1 + (len(document.text) if document.ids is None else len(document.ids))
+            if size >= BATCH_CHARACTERS:
                 yield batch
-                batch, characters = [], 0
+                batch, size = [], 0
         yield batch
 
 

@@ -10,7 +10,7 @@ from mlm_pytorch.data.corpus import Corpus, Document
 from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.data.prepare import prepare
 from mlm_pytorch.data.store import TokenStore
-from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.data.tokenizer import record, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import PieceStream, masked_loss
 
@@ -68,3 +68,34 @@ def test_documents_of_ids():
 def test_errors():
     with pytest.raises(ValueError, match="seq_len 2 leaves no room"):
         PieceStream([], TOKENIZER, 2, 24)
+
+
+def test_a_long_document_is_encoded_part_by_part(monkeypatch):
+    """A chromosome is one: encoded in one go it would take a hundred times its memory."""
+    monkeypatch.setattr(record, "LONG_TEXT_CHARACTERS", 2000)
+    text = " ".join(TEXTS * 20)
+    (expected,) = TOKENIZER.encode_batch([text])
+    sizes = []
+
+    def encode_batch(self, texts, encode=record.Tokenizer.encode_batch):
+        sizes.extend(map(len, texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(record.Tokenizer, "encode_batch", encode_batch)
+    stream = PieceStream([Document(text, "genome")], TOKENIZER, 24, 240)
+    packs = list(stream)
+    content = np.concatenate([pack.input_ids for pack in packs])
+    assert content[~np.isin(content, TOKENIZER.special.ids)].tolist() == expected
+    assert len(text) > 10_000 and max(sizes) <= 2000
+
+
+def test_documents_of_ids_are_read_as_they_are_needed():
+    read = []
+
+    def documents():
+        for number in range(1000):
+            read.append(number)
+            yield Document("", "events", np.full(1000, 7))
+
+    next(iter(PieceStream(documents(), TOKENIZER, 1002, 4096)))
+    assert len(read) < 100
