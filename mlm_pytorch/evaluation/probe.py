@@ -28,7 +28,7 @@ WARMUP = 0.1  # share of the steps
 HEADER = ("label", "text")
 
 Probed = Encoder | PaddedModel
-Measure = Callable[[Probed], Callable[[int], float]]  # model -> seed -> accuracy
+Measure = Callable[[Probed], Callable[[int], np.ndarray]]  # model -> seed -> which test texts are right, (N,) bool
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class ProbeResult:
         pretrained, untrained: mean accuracy over seeds.
         difference: mean over seeds of pretrained less untrained.
         spread: standard deviation of that difference over seeds; 0 for one seed.
+        error: standard error of the difference, of the seeds and of the test texts, of which others might have been.
         verdict: "helps" or "hurts" where the difference exceeds two standard errors, else "makes no clear difference".
         majority: accuracy of always saying the label that is most frequent in training.
         by_seed: (pretrained, untrained) of each seed.
@@ -61,6 +62,7 @@ class ProbeResult:
     untrained: float
     difference: float
     spread: float
+    error: float
     verdict: str
     majority: float
     by_seed: tuple[tuple[float, float], ...]
@@ -154,33 +156,48 @@ def probe(
             progress(done / seeds, f"{kind}, {what}")
 
     say(0, "pretrained")
-    accuracy_of_pretrained = measure(model)
-    by_seed = []
+    right_of_pretrained = measure(model)
+    right = []
     for seed in range(seeds):
         say(seed, f"seed {seed}, pretrained")
-        with_pretraining = accuracy_of_pretrained(seed)
+        with_pretraining = right_of_pretrained(seed)
         say(seed + 0.5, f"seed {seed}, untrained")
-        by_seed.append((with_pretraining, measure(fresh(model, seed))(seed)))
+        right.append((with_pretraining, measure(fresh(model, seed))(seed)))
     model.train(was_training)
-    pretrained, untrained = np.array(by_seed).T
+    right_S2N = np.array(right, dtype=np.float64)
+    pretrained, untrained = right_S2N.mean(2).T
     difference = pretrained - untrained
     spread = float(difference.std(ddof=1)) if seeds > 1 else 0.0
     mean = float(difference.mean())
-    # one seed: the test set's own sampling error must do
-    error = spread / seeds**0.5 if seeds > 1 else (0.5 / len(test)) ** 0.5
+    error = (spread**2 / seeds + _error_of_texts((right_S2N[:, 0] - right_S2N[:, 1]).mean(0)) ** 2) ** 0.5
     clear = abs(mean) > 2 * error
     return ProbeResult(
         pretrained=float(pretrained.mean()),
         untrained=float(untrained.mean()),
         difference=mean,
         spread=spread,
+        error=error,
         verdict=("helps" if mean > 0 else "hurts") if clear else "makes no clear difference",
         majority=float((task.test_labels == np.bincount(task.train_labels).argmax()).mean()),
-        by_seed=tuple(by_seed),
+        by_seed=tuple(zip(pretrained.tolist(), untrained.tolist(), strict=True)),
         num_train=len(train),
         num_test=len(test),
         num_truncated=cut_train + cut_test,
     )
+
+
+def _error_of_texts(difference_N: np.ndarray) -> float:
+    """Standard error of the mean of differences between -1 and 1, of the same texts with and without pretraining.
+
+    All seeds are measured on the same texts, whose luck their spread does not show. As if one text more were right each
+    way by half (Agresti and Min 2005, Statistics in Medicine 24), so that a few texts which agree are no certainty.
+
+    >>> _error_of_texts(np.zeros(98)), round(_error_of_texts(np.array([1.0, -1.0] * 49)), 4)
+    (0.01, 0.0995)
+    """
+    count = len(difference_N) + 2
+    variance = (np.square(difference_N).sum() + 1) / count - (difference_N.sum() / count) ** 2
+    return float((variance / count) ** 0.5)
 
 
 def fresh(model: Probed, seed: int) -> Probed:
@@ -216,16 +233,16 @@ def _frozen(tokenizer: Tokenizer, task: Task, train: list[np.ndarray], test: lis
     except ImportError:
         raise ValueError("the probe needs scikit-learn; run pip install '.[probe]' in the checkout") from None
 
-    def measure(model: Probed) -> Callable[[int], float]:
+    def measure(model: Probed) -> Callable[[int], np.ndarray]:
         train_NW, test_NW = (_features(model, tokenizer, texts) for texts in (train, test))
 
-        def accuracy(seed: int) -> float:
+        def right(seed: int) -> np.ndarray:
             chosen = _resampled(task.train_labels, seed)
             classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
             classifier.fit(train_NW[chosen], task.train_labels[chosen])
-            return float((classifier.predict(test_NW) == task.test_labels).mean())
+            return classifier.predict(test_NW) == task.test_labels
 
-        return accuracy
+        return right
 
     return measure
 
@@ -245,17 +262,17 @@ def _features(model: Probed, tokenizer: Tokenizer, texts: list[np.ndarray]) -> n
 def _finetuned(tokenizer: Tokenizer, task: Task, train: list[np.ndarray], test: list[np.ndarray]) -> Measure:
     """The whole model and a linear layer, trained by AdamW with warmup and linear decay."""
 
-    def measure(model: Probed) -> Callable[[int], float]:
-        def accuracy(seed: int) -> float:
+    def measure(model: Probed) -> Callable[[int], np.ndarray]:
+        def right(seed: int) -> np.ndarray:
             tuned, layer = _finetune(copy.deepcopy(model), tokenizer, task, train, seed)
-            right = 0
+            said_N = np.empty(len(test), dtype=np.int64)
             with torch.inference_mode():
                 for indices in _packs(test, PACK_TOKENS):
-                    said = layer(_means(tuned, tokenizer, [test[i] for i in indices])).argmax(-1).cpu().numpy()
-                    right += int((said == task.test_labels[indices]).sum())
-            return right / len(test)
+                    means_DW = _means(tuned, tokenizer, [test[i] for i in indices])
+                    said_N[indices] = layer(means_DW).argmax(-1).cpu().numpy()
+            return said_N == task.test_labels
 
-        return accuracy
+        return right
 
     return measure
 

@@ -44,6 +44,19 @@ def test_frozen_features_tell_a_good_model_from_a_bad_one():
     assert result == probe(deaf(), TOKENIZER, task(), seeds=2, max_seq_len=32)
 
 
+@pytest.mark.parametrize("luck", [0, 3])
+def test_seeds_that_agree_on_few_texts_make_no_clear_difference(luck):
+    """Weights without pretraining, and labels that nothing can tell: what the seeds have in common is of the texts."""
+    pytest.importorskip("sklearn")
+    draw = np.random.default_rng(luck)
+    texts, labels = [" ".join(draw.choice(WORDS, 6)) for _ in range(80)], np.arange(40) % 2
+    told = Task(("0", "1"), texts[:40], draw.permutation(labels), texts[40:], draw.permutation(labels))
+    result = probe(fresh(encoder(), 100), TOKENIZER, told, max_seq_len=32)
+    of_seeds = result.spread / len(result.by_seed) ** 0.5
+    assert abs(result.difference) > 2 * of_seeds and result.error > of_seeds
+    assert result.verdict == "makes no clear difference"
+
+
 def test_finetuning_trains_a_copy_of_the_whole_model():
     model = deaf()  # whose few words are learned faster than random vectors are unlearned
     result = probe(model, TOKENIZER, task(), kind="finetuned", seeds=2, max_seq_len=32)
