@@ -79,7 +79,7 @@ def read_minimal_pairs(path: Path) -> list[MinimalPair]:
         content = path.read_bytes()
         if content[:2] == GZIP_MAGIC:
             content = gzip.decompress(content)
-        lines = content.decode("utf-8").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror or error}); name a .jsonl or .jsonl.gz file"

@@ -96,7 +96,7 @@ def read_task(train: Path, test: Path) -> Task:
 
 def _rows(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # Excel writes a byte order mark
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror or error}); name a file of label, tab, text"

@@ -1,5 +1,6 @@
 """Minimal pairs: reading, counting, intervals."""
 
+import codecs
 import gzip
 import json
 
@@ -65,7 +66,7 @@ def test_both_spellings_of_the_fields_and_names_where_there_are_none(tmp_path):
         {"good": "e", "bad": "f"},
     ]
     path = tmp_path / "mine.jsonl.gz"
-    path.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+    path.write_bytes(gzip.compress(codecs.BOM_UTF8 + "\n".join(map(json.dumps, records)).encode()))
     assert read_minimal_pairs(path) == [
         MinimalPair("a", "b", "u", "p"),
         MinimalPair("c", "d", "v", "q"),

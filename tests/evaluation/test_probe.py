@@ -1,5 +1,7 @@
 """The probe: knows a model that helps from one that does not, and says what is wrong with a task."""
 
+import codecs
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,10 @@ def test_reads_a_task(tmp_path):
     found = read_task(train, test)
     assert found.labels == ("no", "yes") and found.train_texts == ["a\tcat", "dog"]
     assert found.train_labels.tolist() == [0, 1] and found.test_labels.tolist() == [1]
+    for path in (train, test):  # of Excel: the mark is no part of the first label, nor does it hide the header
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    again = read_task(train, test)
+    assert (again.labels, again.train_texts, again.test_texts) == (found.labels, found.train_texts, found.test_texts)
 
 
 @pytest.mark.parametrize(
