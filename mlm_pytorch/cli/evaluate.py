@@ -62,8 +62,10 @@ def _check(config: EvaluateConfig) -> None:
     """
     if not config.models:
         raise ValueError("no model is named; give run folders or Hugging Face folders")
-    if "-" in config.data and len(config.models) > 1:
-        raise ValueError("standard input can be read for one model only; name a file to compare several")
+    if len(config.models) > 1 and config.data and store_folder(config.models[0], config.data) is None:
+        pipe = next((file.label for file in open_files(config).files if file.is_stream), None)
+        if pipe is not None:
+            raise ValueError(f"{pipe} can be read for one model only; name a file to compare several")
     if (config.probe_train is None) != (config.probe_test is None):
         raise ValueError("--probe-train and --probe-test go together; name a file for each")
     if config.seq_len is not None and config.seq_len < 1:

@@ -1,6 +1,7 @@
 """`mlm evaluate`: the same figures for a file and its store, one ruler for all runs, no option that does nothing."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -118,6 +119,14 @@ def test_a_file_named_twice_is_read_once(tmp_path, capsys):
     (once,) = evaluate(capsys, folder, "--data", file)
     for again in (file, tmp_path / "link.jsonl"):
         assert evaluate(capsys, folder, "--data", file, "--data", again) == [once]
+
+
+def test_a_pipe_is_refused_for_several_models_before_the_first_is_measured(tmp_path, capsys):
+    """As a shell's <(zcat corpus.gz) is one: for the second model it would be empty."""
+    folder, pipe = model(tmp_path / "model"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said = fails(capsys, folder, folder, "--data", pipe)
+    assert said == f"mlm: {pipe} can be read for one model only; name a file to compare several\n"
 
 
 # -- one ruler ---------------------------------------------------------------------------------------------------------
