@@ -15,7 +15,7 @@ from mlm_pytorch.data.formats.record import one_line
 
 def find_remote(url: str) -> tuple[list[CorpusFile], list[Path]]:
     """The files that a URL, a glob in one, or a folder's URL names, and those left out of folders."""
-    label = _shown(url)
+    label = shown_url(url)
     try:
         import fsspec
 
@@ -94,7 +94,7 @@ class _Remote(io.RawIOBase):
 
 def _remote_file(system: Any, path: str, url: str | None) -> CorpusFile:
     url = url or str(system.unstrip_protocol(path))
-    label = _shown(url)
+    label = shown_url(url)
     return CorpusFile(None, label, label.rstrip("/").rpartition("/")[2], system.size(path), url)
 
 
@@ -107,7 +107,11 @@ def _list_folder(system: Any, folder: str) -> tuple[list[str], list[str]]:
     return folders, names
 
 
-def _shown(url: str) -> str:
-    """A URL without what may be a secret: a password, or the signature in a query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def shown_url(url: str) -> str:
+    """A URL without what may be a secret: a password, or the signature in a query.
+
+    >>> shown_url("zip://a.txt::https://me:secret@host/a.zip?signature=secret")
+    'zip://a.txt::https://host/a.zip'
+    """
+    chain = map(urlsplit, url.split("::"))  # of what lies inside an archive, each address for itself
+    return "::".join(urlunsplit((p.scheme, p.netloc.rpartition("@")[2], p.path, "", "")) for p in chain)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mlm_pytorch.data.manifest import Manifest
+from mlm_pytorch.data.remote import shown_url
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.run import CONFIG, STORE
 
@@ -31,7 +32,7 @@ class RunFacts:
 
     Attributes:
         folder: as it was named.
-        config: the fields of `config.yaml`.
+        config: the fields of `config.yaml`, addresses without what may be a secret: pages and cards are passed on.
         recorded: `run.json`: versions, machine, command line; empty for runs that recorded none.
         manifest: the store's, or None.
         store: where the store lies.
@@ -115,7 +116,20 @@ def _config(path: Path, notes: list[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         notes.append(f"{CONFIG} holds no fields.")
         return {}
-    return {str(key): value for key, value in values.items()}
+    return {str(key): _without_secrets(value, is_mix=key == "mix") for key, value in values.items()}
+
+
+def _without_secrets(value: Any, *, is_mix: bool) -> Any:
+    """An option whose addresses give no password or signature away; `is_mix`: a weight follows each."""
+    if isinstance(value, list):
+        return [_without_secrets(item, is_mix=is_mix) for item in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    address, equals, weight = value.rpartition("=") if is_mix else (value, "", "")
+    try:
+        return shown_url(address) + equals + weight
+    except ValueError:
+        return "(no address)"
 
 
 def _json_object(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -219,6 +233,8 @@ def command(facts: RunFacts) -> str:
     if not isinstance(recorded, str) or not recorded:
         return shlex.join(["mlm", "train", *_arguments(facts.config)])
     recorded = _PROGRAM.sub("mlm ", recorded)
+    if "://" in recorded:
+        recorded = shlex.join(_words_without_secrets(_words(recorded)))
     if not recorded.startswith("mlm train "):  # of a command that takes no such options
         return recorded
     given = set(_words(recorded))
@@ -242,6 +258,12 @@ def _words(command: str) -> list[str]:
         return shlex.split(command)
     except ValueError:  # no command line
         return []
+
+
+def _words_without_secrets(words: list[str]) -> Iterator[str]:
+    for before, word in itertools.pairwise(["", *words]):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        yield option + equals + _without_secrets(value, is_mix="--mix" in (before, option))
 
 
 def _option(name: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlm_pytorch.data.corpus import Corpus, documents
-from mlm_pytorch.data.remote import _shown
+from mlm_pytorch.data.remote import shown_url
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def test_a_connection_that_breaks(memory, monkeypatch):
 
 
 def test_messages_show_no_secrets():
-    assert _shown("https://me:secret@host/a.txt?signature=secret#x") == "https://host/a.txt"
+    assert shown_url("https://me:secret@host/a.txt?signature=secret#x") == "https://host/a.txt"
+    inside = "zip://a.txt::https://me:secret@host/a.zip?signature=secret"
+    assert shown_url(inside) == "zip://a.txt::https://host/a.zip"
 
 
 # -- saved by datasets -------------------------------------------------------------------------------------------------

@@ -83,6 +83,14 @@ def test_corpora_of_all_kinds(tmp_path):
         assert "The cat sat" not in text and "pretrained on sequences" in text
 
 
+def test_signatures_and_passwords_of_addresses_are_not_told(tmp_path):
+    """A card is published, and a presigned address lets whoever has it read the bucket."""
+    signed = "https://me:secret@host/a.jsonl?X-Signature=secret"
+    facts = bare(tmp_path, corpus=[signed], valid=[signed], mix=[f"{signed}=0.5"])
+    assert facts.corpus == ("a.jsonl",) and "secret" not in str(facts) and "secret" not in card_text(facts)
+    assert facts.config["mix"] == ["https://host/a.jsonl=0.5"]
+
+
 @pytest.mark.parametrize(("lstrip", "blank"), [(True, " "), (False, "")])
 def test_a_blank_before_the_mask_only_where_it_is_not_encoded_twice(tmp_path, lstrip, blank):
     (tmp_path / "model").mkdir()

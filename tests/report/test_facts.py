@@ -56,6 +56,17 @@ def test_the_recorded_command_wins(tmp_path):
         assert command(read_run(tmp_path)) == "mlm train x"
 
 
+def test_no_page_tells_the_signature_of_an_address(tmp_path):
+    signed, weight = "https://me:secret@host/a b.jsonl?X-Signature=secret", "=0.5"
+    commands = [shlex.join(["mlm", "train", signed, "--mix", signed + weight, f"--mix={signed}{weight}", "--out", "x"])]
+    facts = recorded(tmp_path, *commands, corpus=[signed], mix=[signed + weight])
+    bare = "https://host/a b.jsonl"
+    assert shlex.split(command(facts))[2:] == [bare, "--mix", bare + weight, f"--mix={bare}{weight}", "--out", "x"]
+    assert facts.config == {"corpus": [bare], "mix": [bare + weight]}
+    (tmp_path / "run.json").unlink()
+    assert shlex.split(command(read_run(tmp_path))) == ["mlm", "train", bare, "--mix", bare + weight]
+
+
 def recorded(folder: Path, *commands: str, **config) -> RunFacts:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"sittings": [{"command": command} for command in commands]}))
