@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm_pytorch.cli.factory import is_factory_name
-from mlm_pytorch.data.files import FORMAT_OF_SUFFIX, suffixes
+from mlm_pytorch.data.files import FORMAT_OF_SUFFIX, HUB, suffixes
 from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.data.store import TokenStore
 from mlm_pytorch.data.tokenizer import load_tokenizer
@@ -27,7 +27,7 @@ from mlm_pytorch.training.run import STORE
 
 _TAIL = 1 << 18  # bytes from the end of metrics.jsonl in which the newest results are looked for
 _LOOKED_AT = 16  # pieces, for whether they are language
-_HUB = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)")
+_DATASET = re.compile(r"hf://datasets/(\w[\w.-]*/[\w.-]+)|hub:(\w[\w.-]*(?:/[\w.-]+)?)(?::|$)")
 _LARGEST_TOKENIZER = 1 << 24  # bytes
 _NOT_TEXT = re.compile(r"^(kmer|amino-acids)")
 _SEQUENCES = ("FASTA", "FASTQ", "NPY")
@@ -83,8 +83,9 @@ def card_facts(run: Path, export: Path | None = None) -> CardFacts:
     export = export or run / "model"
     facts = read_run(run, export)
     config, manifest = facts.config, facts.manifest
-    entries = [str(entry) for key in ("corpus", "mix") for entry in listed(config.get(key))]
-    datasets = tuple(dict.fromkeys(match[1] for entry in entries if (match := _HUB.match(entry))))
+    entries = [str(entry) for entry in listed(config.get("corpus"))]
+    entries += [str(part).rpartition("=")[0] or str(part) for part in listed(config.get("mix"))]
+    datasets = tuple(dict.fromkeys(name for entry in entries if (name := _dataset(entry)) is not None))
     model = str(config.get("model") or "")
     is_continued = bool(model) and model not in PRESETS and not is_factory_name(model)
     base_on_hub = model if is_continued and _is_of_the_hub(model) else None
@@ -202,10 +203,20 @@ def _reads_as_text(facts: RunFacts, export: Path) -> bool:
 
 
 def file_name(entry: str) -> str:
-    """The last part of a path or an address, without the weight of a mixture."""
+    """The last part of a path or an address; of a data set of the Hub its name, configuration and split."""
     if entry == "-":
         return "standard input"
-    return re.sub(r"=[\d.]+$", "", entry).rstrip("/\\").replace("\\", "/").rpartition("/")[2] or entry
+    if entry.startswith(HUB) and _dataset(entry) is not None:
+        return entry.removeprefix(HUB)
+    return entry.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or entry
+
+
+def _dataset(entry: str) -> str | None:
+    """The name of a data set of the Hub; after hub: may stand a folder of this machine as well."""
+    found = _DATASET.match(entry)
+    if found is None or (found[2] and Path(found[2]).exists()):
+        return None
+    return found[1] or found[2]
 
 
 def _is_sequences(entries: list[str]) -> bool:

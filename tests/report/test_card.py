@@ -78,6 +78,17 @@ def test_corpora_of_all_kinds(tmp_path):
     facts = bare(tmp_path, mix=["/x/one.jsonl=0.7", "/x/two.jsonl=3"], model="/home/me/models/bert")
     assert facts.corpus == ("one.jsonl", "two.jsonl") and "/home/me" not in card_text(facts)
     assert "`bert`" in card_text(facts)
+    (tmp_path / "mine").mkdir()
+    corpus = [
+        "data/year=2020/",
+        "hub:owner/name:en:train",
+        "hub:wikitext",
+        f"hub:{tmp_path}/mine",
+        "hf://a/model/x.txt",
+    ]
+    facts = bare(tmp_path, corpus=corpus)
+    assert facts.corpus == ("year=2020", "owner/name:en:train", "wikitext", "mine", "x.txt")
+    assert facts.datasets == ("owner/name", "wikitext")
     for config in ({"corpus": ["x.fasta.gz"]}, {"tokenizer": "kmer:3"}, {"num_tokens": 500}):
         text = card_text(bare(tmp_path, **config))
         assert "The cat sat" not in text and "pretrained on sequences" in text
