@@ -14,7 +14,7 @@ from rich.text import Text
 from mlm_pytorch.cli.memory import keep_few_shapes
 from mlm_pytorch.cli.models import OpenedModel, look_at_model, open_model
 from mlm_pytorch.cli.options import EvaluateConfig
-from mlm_pytorch.cli.rulers import Ruler, check_held_out, open_files, settle_rulers, store_folder, text_tokens
+from mlm_pytorch.cli.rulers import Ruler, check_held_out, open_files, settle_rulers, store_folder
 from mlm_pytorch.cli.terminal import printable
 from mlm_pytorch.data.packing import sequential_packs
 from mlm_pytorch.evaluation import Breakdown, PieceStream, bits_per_byte, masked_loss, minimal_pairs
@@ -187,7 +187,7 @@ def _masked(opened: OpenedModel, ruler: Ruler, config: EvaluateConfig, display: 
     else:
         assert store is not None
         info = store.manifest.splits[store.split]
-        split, documents, num_tokens, num_bytes = store.split, info.documents, text_tokens(info), info.bytes
+        split, documents, num_tokens, num_bytes = store.split, info.documents, info.text_tokens, info.bytes
     report = asdict(result) | {"seq_len": ruler.seq_len, "split": split, "documents": documents}
     report["bits_per_byte"] = bits_per_byte(result.loss, num_tokens, num_bytes) if num_bytes else None
     if breakdown is not None:

@@ -12,7 +12,6 @@ from mlm_pytorch.cli.models import ModelFacts
 from mlm_pytorch.cli.options import EvaluateConfig
 from mlm_pytorch.cli.store import held_out
 from mlm_pytorch.data.corpus import Corpus, CorpusFile
-from mlm_pytorch.data.manifest import SplitInfo
 from mlm_pytorch.data.store import MANIFEST, TokenStore
 from mlm_pytorch.training.config import TrainConfig
 from mlm_pytorch.training.run import CONFIG, STORE
@@ -118,11 +117,6 @@ def open_files(config: EvaluateConfig) -> Corpus:
     return corpus.of_files(list(once.values()))
 
 
-def text_tokens(info: SplitInfo) -> int:
-    """Tokens of a split's documents, whose bytes are counted: with what was cut off, and nothing twice."""
-    return info.tokens + info.dropped_tokens - info.repeated_tokens
-
-
 def store_folder(folder: Path, data: Sequence[str]) -> Path | None:
     """Where the store lies that is named, or that a run was trained on; None where files are named.
 
@@ -188,4 +182,4 @@ def _same_text(one: TokenStore, other: TokenStore) -> bool:
     if info.dropped_tokens or info_other.dropped_tokens:  # each ends its documents where it likes
         return False
     compares_ids = same_tokens or not info.bytes
-    return info.may_be_text_of(info_other) and (not compares_ids or text_tokens(info) == text_tokens(info_other))
+    return info.may_be_text_of(info_other) and (not compares_ids or info.text_tokens == info_other.text_tokens)

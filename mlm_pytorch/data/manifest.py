@@ -42,6 +42,11 @@ class SplitInfo:
     # piece length: the sum of all hashes modulo 2^64, 16 hex digits. None in a store that does not say.
     text_hash: str | None = None
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the documents, whose characters and bytes are counted: with what was cut off, nothing twice."""
+        return self.tokens + self.dropped_tokens - self.repeated_tokens
+
     def may_be_text_of(self, other: "SplitInfo") -> bool:
         """Whether both hold the same documents: as their hashes say, and where a store is too old to have one, as far
         as their sizes do.

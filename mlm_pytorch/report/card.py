@@ -138,6 +138,8 @@ def _data(facts: CardFacts) -> str:
         how = {"split": "cut into several", "windows": "cut into windows that overlap", "truncate": "cut off there"}
         kind = how.get(facts.long_documents, "cut")
         cut = f" {train.cut_documents:,} longer documents were {kind}." if train and train.cut_documents else ""
+        if train and train.dropped_tokens:
+            cut += f" The {train.dropped_tokens:,} tokens behind that are of the text, but were not trained on."
         lines.append(f"A piece has at most {facts.seq_len:,} tokens, special tokens included.{cut}")
     if facts.config.get("drop_duplicates"):
         lines.append("Of equal documents only the first was kept.")

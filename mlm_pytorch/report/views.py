@@ -316,8 +316,8 @@ def tokenizer(facts: RunFacts, found: Tokenizer | None, counted: TokenizerReport
         names = [found.backend.id_to_token(i) or str(i) for i in special.ids]
         rows += [("special tokens", " ".join(names[:16]) + (" …" if len(names) > 16 else ""))]
     split = facts.manifest.splits.get("train") if facts.manifest is not None else None
-    if split is not None and split.characters and split.tokens:
-        rows.append(("characters per token", f"{split.characters / split.tokens:.2f}"))
+    if split is not None and split.characters and split.text_tokens:
+        rows.append(("characters per token", f"{split.characters / split.text_tokens:.2f}"))
     if counted is not None:
         if counted.tokens_per_word is not None:
             rows.append(("tokens per word", f"{counted.tokens_per_word:.2f}"))

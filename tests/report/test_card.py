@@ -208,7 +208,7 @@ def test_what_a_run_on_a_store_says_is_the_stores(tmp_path):
     config = {"corpus": [str(tmp_path / "reads")], "model": "nano", "valid": [], "long_documents": "split"}
     card = card_text(bare(tmp_path / "run", **config))
     assert "pretrained on sequences" in card and "The cat sat" not in card
-    assert "60 longer documents were cut off there" in card
+    assert "60 longer documents were cut off there. The 480 tokens behind that are of the text" in card
     assert "those that the store holds out" in card and "taken from the same corpus" not in card
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from mlm_pytorch.cli import main
 from mlm_pytorch.cli.factory import RECORD
+from mlm_pytorch.data.prepare import prepare
+from mlm_pytorch.data.tokenizer.alphabets import byte_tokenizer
 from mlm_pytorch.huggingface import load_encoder
 from mlm_pytorch.report import ReportWriter, write_report
 from mlm_pytorch.report.page import _json
@@ -154,6 +156,15 @@ def test_runs_whose_losses_do_not_compare_are_named(run, tmp_path, values, said)
     text = text_of(run, other, out=tmp_path / "page.html")
     assert (f"first and other {said}: their losses do not compare." in text) == (said is not None)
     assert ("These losses do not compare; the summary says why." in text) == (said is not None)
+
+
+@pytest.mark.parametrize("cutting", [{}, {"long_documents": "windows", "overlap": 5}, {"long_documents": "truncate"}])
+def test_how_long_tokens_are_does_not_depend_on_how_documents_were_cut(tmp_path, cutting):
+    run = bare_run(tmp_path / "run")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat sat on the mat by the river\n" * 40)
+    prepare([texts], run / "store", tokenizer=byte_tokenizer(), seq_len=12, valid_share=0, **cutting)
+    assert "characters per token1.00" in text_of(run, out=tmp_path / "page.html")
 
 
 def test_averaged_weights_and_rollbacks_are_told(tmp_path):
