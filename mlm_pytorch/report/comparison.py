@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mlm_pytorch.data.manifest import Manifest
 from mlm_pytorch.report.curves import Curves
 from mlm_pytorch.report.facts import RunFacts
 from mlm_pytorch.report.views import Table, kept_score, short, typical, value_text
@@ -46,9 +47,16 @@ def why_not_comparable(names: Sequence[str], facts: Sequence[RunFacts]) -> list[
             apart.append("held out different texts")
         elif first.seq_len != other.seq_len:
             apart.append(f"cut it into pieces of other lengths ({first.seq_len:,} and {other.seq_len:,} tokens)")
+        elif _cut(first) != _cut(other) and any(split and split.cut_documents for split in (held_out, others)):
+            apart.append(f"cut long documents in other ways ({_cut(first)} and {_cut(other)})")
         if apart:
             said.append(f"{known[0][0]} and {name} {' and '.join(apart)}: their losses do not compare.")
     return said
+
+
+def _cut(manifest: Manifest) -> str:
+    overlap = f" that share {manifest.overlap:,} tokens" if manifest.overlap else ""
+    return f"{manifest.long_documents}{overlap}"
 
 
 def differences(names: Sequence[str], facts: Sequence[RunFacts]) -> Table | None:

@@ -128,9 +128,9 @@ def text_of(*runs: Path, out: Path) -> str:
 
 def change(manifest: Path, **values) -> None:
     content = json.loads(manifest.read_text())
-    content["seq_len"] = values.get("seq_len", content["seq_len"])
-    content["tokenizer_fingerprint"] = values.get("tokenizer_fingerprint", content["tokenizer_fingerprint"])
-    for name in ("documents", "text_hash"):
+    for name in ("seq_len", "tokenizer_fingerprint", "long_documents", "overlap"):
+        content[name] = values.get(name, content[name])
+    for name in ("documents", "text_hash", "cut_documents"):
         content["splits"]["valid"][name] = values.get(name, content["splits"]["valid"][name])
     manifest.write_text(json.dumps(content))
 
@@ -143,6 +143,12 @@ def change(manifest: Path, **values) -> None:
         ({"text_hash": "0" * 16}, "held out different texts"),
         ({"text_hash": None, "documents": 1}, "held out different texts"),
         ({"seq_len": 40}, "cut it into pieces of other lengths (160 and 40 tokens)"),
+        ({"long_documents": "truncate", "cut_documents": 0}, None),
+        ({"long_documents": "truncate", "cut_documents": 1}, "cut long documents in other ways (split and truncate)"),
+        (
+            {"long_documents": "windows", "overlap": 9, "cut_documents": 1},
+            "cut long documents in other ways (split and windows that share 9 tokens)",
+        ),
         (
             {"tokenizer_fingerprint": "x", "text_hash": "0" * 16},
             "have different tokenizers and held out different texts",
