@@ -2,6 +2,7 @@
 
     HashLog                one hash per document, in their order, appended to a file
     repeated_documents     HashLog -> sorted runs without repeats -> merged, a range of hashes at a time
+    count_seen_before      how many of a HashLog's later documents are among the earlier ones
     write_dropped, Dropped one bit per document, in a file
 
 N documents, W 64-bit words of a hash
@@ -71,6 +72,26 @@ def repeated_documents(log: HashLog, folder: Path, run_documents: int | None = N
         yield _sort_out(np.concatenate(slices, axis=1))[1]
     for run in runs:
         run.unlink()
+
+
+def count_seen_before(log: HashLog, first: int, run_documents: int | None = None) -> int:
+    """How many documents from number `first` on have the hash of one before it; of a log of one word a document."""
+    assert log.words == 1
+    run_documents = run_documents or RUN_DOCUMENTS
+
+    def runs(start: int, stop: int) -> Iterator[np.ndarray]:
+        for begin in range(start, stop, run_documents):
+            yield np.fromfile(log.path, "<u8", min(run_documents, stop - begin), offset=8 * begin)
+
+    count = 0
+    for later in runs(first, log.num_documents):
+        different, copies = np.unique(later, return_counts=True)
+        seen = np.zeros(len(different), bool)
+        for earlier in runs(0, first):
+            place = np.searchsorted(different, earlier).clip(max=len(different) - 1)
+            seen[place[different[place] == earlier]] = True
+        count += int(copies[seen].sum())
+    return count
 
 
 def _sort_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ def _without_held_out(train: Stream, valid: DocumentStream, notice: Callable[[st
     """
     if not isinstance(train, Corpus | Mixture):  # what others write may read other documents of the same file
         return train
-    held_out = {place for file in valid.files if (place := file.place) is not None}
+    held_out = places_of(valid)
     both = [file for file in train.files if file.place in held_out]
     if not both:
         return train
@@ -63,6 +63,11 @@ def _without_held_out(train: Stream, valid: DocumentStream, notice: Callable[[st
         return train
     notice(_of_files(both, "is held out, so it is not trained on", "are held out, so they are not trained on"))
     return train.of_files([file for file in train.files if file.place not in held_out])
+
+
+def places_of(reader: DocumentStream) -> set[str]:
+    """Where the files lie that are read, but for what can be read only once."""
+    return {place for file in reader.files if (place := file.place) is not None}
 
 
 def _of_files(files: Sequence[CorpusFile], one: str, several: str) -> str:

@@ -31,7 +31,7 @@ from mlm_pytorch.data.encode import (
 from mlm_pytorch.data.identity import identity_of
 from mlm_pytorch.data.journal import State
 from mlm_pytorch.data.manifest import Manifest
-from mlm_pytorch.data.overlaps import each_file_in_one_place
+from mlm_pytorch.data.overlaps import each_file_in_one_place, places_of
 from mlm_pytorch.data.partial import DUPLICATES, SPOOL, TOKENIZER, Partial, building
 from mlm_pytorch.data.pieces import Cutting, LongDocuments
 from mlm_pytorch.data.progress import Meter, PrepareProgress
@@ -63,6 +63,7 @@ class PrepareReport:
     valid_documents: int
     valid_pieces: int
     valid_tokens: int
+    valid_documents_trained_on: int  # of named files: their text is in the corpus too
     num_tokens: int  # of the vocabulary
     skipped_files: tuple[Path, ...]  # in folders, by their suffix
     repeats: dict[str, int]  # of a mixture: how often each part was begun again
@@ -120,8 +121,8 @@ def prepare(
     - `workers`: encoding threads; None is one per CPU core. With `engine` "ray" a Ray cluster reads and encodes (see
       `encode_on_ray`).
     - `notice` is told, in single lines, what a user should know at once: which files are left out, whether an
-      interrupted preparation is continued, that the disk will be too small, and that much of a corpus of few documents
-      is held out, or nothing.
+      interrupted preparation is continued, that the disk will be too small, that much of a corpus of few documents is
+      held out, or nothing, and that documents of `valid` are in the corpus as well.
 
     The same input gives the same bytes, whatever encodes it, and however often it was interrupted: files, options and
     tokenizer unchanged, a second call goes on where the first came to. Pipes start over. Raises ValueError for what is
@@ -182,6 +183,13 @@ def prepare(
             if split == "train" and (said := writing.finish_holding_out()):
                 notice(said)
             _require_text(writing, split, reader)
+        trained_on = writing.count_held_out_trained_on() if valid is not None else 0
+        if trained_on and not places_of(corpora["train"]) & places_of(corpora["valid"]):  # which was told before
+            notice(
+                f"{trained_on:,} of {writing.valid.documents:,} held-out documents are in the corpus as well, where "
+                "they are trained on: what is measured on them says nothing about other text; --drop-duplicates takes "
+                "them out of the corpus"
+            )
         duplicates = partial.state.part("dropped").facts["count"] if drop_duplicates else writing.count_duplicates()
         tokenizer.save(partial.folder / TOKENIZER, model_max_length=seq_len)
         splits = {writer.split: writer.finish() for writer in writing.writers if writer.documents}
@@ -204,6 +212,7 @@ def prepare(
         valid_documents=held_out.documents,
         valid_pieces=held_out.pieces,
         valid_tokens=held_out.tokens,
+        valid_documents_trained_on=trained_on,
         num_tokens=tokenizer.special.num_tokens,
         skipped_files=tuple(path for reader in corpora.values() for path in reader.skipped_files),
         repeats=getattr(corpora["train"], "repeats", {}),

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from mlm_pytorch.data.duplicates import HashLog, repeated_documents
+from mlm_pytorch.data.duplicates import HashLog, count_seen_before, repeated_documents
 from mlm_pytorch.data.encode import EncodedBatch, Position
 from mlm_pytorch.data.holdout import HoldOut
 from mlm_pytorch.data.journal import State
@@ -81,6 +81,11 @@ class Writing:
     def count_duplicates(self) -> int:
         """Documents whose text came before."""
         return 0 if self.log is None else sum(map(len, repeated_documents(self.log, self.scratch)))
+
+    def count_held_out_trained_on(self) -> int:
+        """Documents of "valid" whose text is one of "train" as well, after both corpora. A share of the corpus that is
+        held out has none, and of duplicates that are dropped none is left."""
+        return 0 if self.log is None else count_seen_before(self.log, self.train.documents)
 
     @property
     def shards(self) -> dict[str, int]:

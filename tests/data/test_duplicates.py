@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_pytorch.data.duplicates import Dropped, HashLog, repeated_documents, write_dropped
+from mlm_pytorch.data.duplicates import Dropped, HashLog, count_seen_before, repeated_documents, write_dropped
 
 
 @settings(deadline=None, max_examples=100)
@@ -35,6 +35,9 @@ def test_against_a_set(tmp_path_factory, batches, words, run, shift):
     dropped = Dropped(folder / "dropped")
     assert count == len(expected)
     assert {number for number in range(len(rows)) if number in dropped} == expected
+    first = len(rows) // 2
+    if words == 1:
+        assert count_seen_before(log, first, run) == sum(row in rows[:first] for row in rows[first:])
     later = Dropped(folder / "dropped", first=min(3, len(rows)))
     assert [number in later for number in range(len(rows) - 3)] == [
         number + 3 in dropped for number in range(len(rows) - 3)

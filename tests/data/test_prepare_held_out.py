@@ -124,6 +124,25 @@ def test_all_files_of_a_corpus_held_out(tokenizer, tmp_path):
     ]
 
 
+def test_held_out_documents_that_are_trained_on_are_told(tokenizer, tmp_path):
+    """Other files, some of the same texts: a loss on them would be one on what was learned by heart."""
+    corpus = write_jsonl(tmp_path / "a.jsonl", sentences(50))
+    valid = write_jsonl(tmp_path / "b.jsonl", [*sentences(3), "new", "new", *sentences(1)])
+    said = []
+    report = prepare([corpus], tmp_path / "store", valid=[valid], tokenizer=tokenizer, notice=said.append)
+    (line,) = said
+    assert line.startswith("4 of 6 held-out documents are in the corpus as well") and "--drop-duplicates takes" in line
+    assert report.valid_documents_trained_on == 4
+    report = prepare(
+        [corpus], tmp_path / "store", valid=[valid], tokenizer=tokenizer, drop_duplicates=True, notice=said.append
+    )
+    assert report.valid_documents_trained_on == 0 and len(said) == 1
+    train, held = splits(tmp_path / "store", tokenizer)
+    assert not set(train) & set(held)
+    prepare([corpus], tmp_path / "store", valid_share=0.1, tokenizer=tokenizer, notice=said.append)
+    assert len(said) == 1
+
+
 def test_valid_files_inside_a_mixture(tokenizer, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
