@@ -23,7 +23,12 @@ def explain_arguments(arguments: Sequence[str], text: str, commands: Mapping[str
     >>> explain_arguments(["train", "--buget", "3m"], "", {"train": Options})
     'mlm train has no option --buget; did you mean --budget? mlm train --help lists all'
     """
-    return explain_habits(arguments) or _misspelt(arguments, commands) or _unreadable(arguments, text)
+    return (
+        explain_habits(arguments)
+        or _misspelt(arguments, commands)
+        or _one_too_many(arguments, text, commands)
+        or _unreadable(arguments, text)
+    )
 
 
 def _misspelt(arguments: Sequence[str], commands: Mapping[str, Any]) -> str | None:
@@ -42,6 +47,26 @@ def _misspelt(arguments: Sequence[str], commands: Mapping[str, Any]) -> str | No
         if name.startswith("--") and name not in options:
             near = _nearest(name, sorted(options))
             return f"mlm {command} has no option {argument.partition('=')[0]}; {near}mlm {command} --help lists all"
+    return None
+
+
+def _one_too_many(arguments: Sequence[str], text: str, commands: Mapping[str, Any]) -> str | None:
+    """A second value behind an option: what a shell makes of --data *.jsonl."""
+    if "Unrecognized options" not in text:
+        return None
+    defaults = {field.name: field.default for field in dataclasses.fields(commands[arguments[0]])}
+    option, values = "", []
+    for argument in arguments[1:]:
+        if argument.startswith("--"):
+            option, values = _option(argument), argument.split("=", 1)[1:]
+            continue
+        values.append(argument)
+        default = defaults.get(option[2:].replace("-", "_"))
+        if option and len(values) == 2 and not isinstance(default, bool):
+            if isinstance(default, tuple):
+                repeated = " ".join(f"{option} {value}" for value in values)
+                return f"{argument} stands behind {option}, which takes one value each time; write {repeated}"
+            return f"{argument} stands behind {option} {values[0]}, which takes one value; write it before all options"
     return None
 
 
