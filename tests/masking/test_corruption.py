@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mlm_pytorch.masking import corrupt, draw_scores, hash_scores, millionths, select_tokens
 from mlm_pytorch.tokens import IGNORE_INDEX, SpecialTokens
 
+U64 = (1 << 64) - 1
 SPECIAL = SpecialTokens(50, mask_token_id=4, pad_token_id=0, ids=(0, 1, 2, 3, 4))
 DRAWABLE = SPECIAL.drawable_ids()
 
@@ -54,6 +55,42 @@ def test_laws(rows, replace, random_share, seed):
             assert seen in (original, 4) if replace < 1 else seen == 4
         else:
             assert seen == 4 or not SPECIAL.is_special()[seen]
+
+
+def draws_of(score: int) -> tuple[int, int]:
+    """The documented bits of one score in plain integers: its place among a million, and 32 bits for which token."""
+
+    def mix(x: int) -> int:
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & U64
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & U64
+        return x ^ x >> 31
+
+    bits = mix(score ^ mix(int.from_bytes(b"corrupt", "big")))
+    return (bits >> 32) * 1_000_000 >> 32, bits & 0xFFFFFFFF
+
+
+def test_equals_plain_integers_on_both_sides_of_every_threshold():
+    """So a score means the same token in every version: evaluations under fixed masks can be compared."""
+    for score in draw_scores(torch.zeros(60)).tolist():
+        place, which = draws_of(score)
+        drawn = int(DRAWABLE[which * len(DRAWABLE) >> 32])
+        for replace, random_prob, expected in (
+            (place, 0, 3),
+            (place + 1, 0, 4),
+            (place, place, 3),
+            (place + 1, place, 4),
+            (place + 1, place + 1, drawn),
+        ):
+            out = corrupt(
+                torch.tensor([3]),
+                torch.tensor([True]),
+                torch.tensor([score]),
+                mask_token_id=4,
+                replace_prob=replace / 1_000_000,
+                random_token_prob=random_prob / 1_000_000,
+                drawable_ids=DRAWABLE,
+            )
+            assert out.input_ids.tolist() == [expected] and out.labels.tolist() == [3]
 
 
 @pytest.mark.parametrize(("replace", "random_prob"), [(0.9, 0.1), (0.9, 0.0), (1.0, 1.0), (0.5, 0.25), (1.0, 0.0)])
@@ -154,9 +191,11 @@ def test_compiles_whole():
 
     def step(ids, scores):
         selected = select_tokens(scores, ids, ids > 4, 300_000)
-        return corrupt(ids, selected, scores, mask_token_id=4, random_token_prob=0.1, drawable_ids=DRAWABLE).input_ids
+        out = corrupt(ids, selected, scores, mask_token_id=4, random_token_prob=0.1, drawable_ids=DRAWABLE)
+        return out.input_ids, out.labels, out.selected
 
-    assert torch.compile(step, fullgraph=True, backend="eager")(ids, scores).equal(step(ids, scores))
+    compiled = torch.compile(step, fullgraph=True, backend="eager")(ids, scores)
+    assert all(one.equal(other) for one, other in zip(compiled, step(ids, scores), strict=True))
 
 
 def test_bad_corruptions():
