@@ -24,13 +24,23 @@ def test_shapes():
     assert [treads(p) for p in (0, 0.24, 0.25, 0.5, 0.74, 0.75, 1)] == [
         400_000, 400_000, 300_000, 200_000, 200_000, 100_000, 100_000,
     ]  # fmt: skip
+    assert [RateSchedule(0.4, 0.1, shape="step", steps=2)(p) for p in (0, 0.49, 0.5, 1)] == [
+        400_000, 400_000, 100_000, 100_000,
+    ]  # fmt: skip
     assert RateSchedule(0.1, 0.3)(0.5) == 200_000  # rising is fine
+
+
+def test_what_is_not_named_falls_from_30_to_15_percent_in_4_treads():
+    assert [RateSchedule()(p) for p in (0, 1)] == [300_000, 150_000]
+    assert [RateSchedule(shape="step")(p / 4) for p in range(4)] == [300_000, 250_000, 200_000, 150_000]
 
 
 def test_mask_rate_takes_numbers_schedules_and_callables():
     assert mask_rate(0.15, 0.7) == 150_000
     assert mask_rate(RateSchedule(0.30, 0.15), 0.5) == 225_000
     assert mask_rate(lambda progress: 0.4 - 0.2 * progress, 0.5) == 300_000
+    for schedule in (0.15, RateSchedule(0.15, 0.15), lambda progress: 0.15):
+        assert mask_rate(schedule, 0.0) == mask_rate(schedule, 1.0) == 150_000
 
 
 def test_bad_schedules():
