@@ -56,6 +56,8 @@ def test_hash_broadcasts_and_a_pack_agrees_with_it():
     cu_seqlens = torch.tensor([0, 4, 4, 10], dtype=torch.int32)
     expected = torch.cat([row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)])
     assert flat_scores(5, visits, pieces, cu_seqlens).equal(expected)
+    assert hash_scores(5, visits[:, None], pieces[:, None], torch.arange(0)).shape == (3, 0)
+    assert flat_scores(5, visits, pieces, torch.zeros(4, dtype=torch.int64)).shape == (0,)
     assert flat_scores(5, visits, pieces, cu_seqlens, num_tokens=10).equal(expected)
 
 
