@@ -90,7 +90,7 @@ def select_balanced(
     begin = (visits % modulus) * wanted % modulus
     end = (begin + wanted - 1) % modulus
     ordered, _ = layout.sort(torch.where(maskable, scores, LAST))
-    low, high = (layout.spread(layout.at(ordered, rank.clamp(min=0))) for rank in (begin, end))
+    low, high = (layout.spread(layout.at(ordered, rank)) for rank in (begin, end))
     above, below = scores >= low, scores <= high
     inside = torch.where(layout.spread(begin <= end), above & below, above | below)
     return maskable & inside & layout.spread(wanted > 0)

@@ -218,7 +218,8 @@ def test_rows_of_padding_one_token_and_no_tokens(name):
     assert select(draw_scores(ids), ids, ids > 0, 10_000).tolist() == (ids > 0).tolist()
     for shape in ((0, 4), (2, 0)):
         none = torch.zeros(shape, dtype=torch.int64)
-        assert select(none, none, none.bool(), 150_000).shape == shape
+        for rates in (150_000, torch.zeros(shape[0], dtype=torch.int64)):
+            assert select(none, none, none.bool(), rates).shape == shape
     none = torch.zeros(0, dtype=torch.int64)
     assert select(none, none, none.bool(), 150_000, cu_seqlens=torch.tensor([0, 0])).shape == (0,)
 
@@ -312,6 +313,8 @@ def test_balanced_visits_every_position_equally_often():
         for row, may in zip(visited, maskable, strict=True):
             assert row[may].max() - row[may].min() <= 1
     assert (visited[~maskable] == 0).all()
+    one_for_all = select_balanced(scores, ids, maskable, 150_000, visits=torch.tensor(99))
+    assert one_for_all.equal(selected)
 
 
 def test_span_lengths_have_the_published_shapes():
