@@ -149,5 +149,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_KV,) = ctx.saved_tensors  # refused by autograd if it was multiplied once already
-        grad_KV = grad_KV.mul_(grad_loss) if ctx.overwrite else grad_KV * grad_loss.to(grad_KV.dtype)
+        grad_KV = grad_KV.mul_(grad_loss) if ctx.overwrite else grad_KV * grad_loss
         return grad_KV, None, None, None

@@ -6,7 +6,7 @@ from mlm_pytorch.objective import cross_entropy, loss
 from mlm_pytorch.objective.loss import cross_entropy_with_hits
 
 
-@pytest.fixture(params=[1 << 20, 50])
+@pytest.fixture(params=[1 << 20, 50, 5])  # all rows, some, and one that is longer than a chunk
 def chunk(request, monkeypatch):
     monkeypatch.setattr(loss, "CPU_CHUNK", request.param)
 
@@ -77,10 +77,21 @@ def test_no_gradient_is_built_where_none_is_wanted():
     assert not cross_entropy(torch.randn(3, 5), torch.tensor([0, 1, 2]))[0].requires_grad
 
 
-def test_compiles():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles(dtype):
     compiled = torch.compile(lambda x, y: cross_entropy(x, y, z_loss=0.01), backend="eager", fullgraph=True)
-    logits, labels = torch.randn(6, 9), torch.tensor([1, -100, 2, 3, 4, 8])
+    logits, labels = torch.randn(6, 9).to(dtype), torch.tensor([1, -100, 2, 3, 4, 8])
     torch.testing.assert_close(compiled(logits, labels)[0], reference(logits, labels, 0.01))
+
+
+def test_a_gradient_in_half_precision_may_be_scaled_beyond_its_range():
+    """As a GradScaler's first 65,536 is, which float16 does not hold."""
+    logits = torch.randn(4, 9).half().requires_grad_()
+    loss_sum, _ = cross_entropy(logits, torch.tensor([1, -100, 2, 3]))
+    (65_536 * loss_sum).backward()
+    twin = logits.detach().clone().requires_grad_()
+    (65_536 * reference(twin, torch.tensor([1, -100, 2, 3]))).backward()
+    torch.testing.assert_close(logits.grad, twin.grad, rtol=2e-3, atol=1.0)
 
 
 @pytest.mark.parametrize(("logits", "labels"), [((2, 3, 4), (2, 3)), ((3, 4), (2,))])
@@ -99,7 +110,7 @@ def test_hits_are_the_labels_that_are_likeliest(chunk, dtype, levels):
     expected = int((logits.argmax(-1) == labels).sum())
     for wants_grad in (True, False):
         _, num_correct = cross_entropy_with_hits(logits.requires_grad_(wants_grad), labels)
-        assert int(num_correct) == expected > 30
+        assert int(num_correct) == expected > 30 and num_correct.dtype == torch.int64
 
 
 def test_hits_of_a_certain_label():
@@ -121,7 +132,7 @@ def test_a_gradient_in_the_place_of_the_logits_is_the_same(chunk, dtype, z_loss)
         logits = F.linear(*leaves)
         shown = logits.detach().clone()
         loss_sum, num_correct = cross_entropy_with_hits(logits, labels, z_loss=z_loss, overwrite=overwrite)
-        (0.25 * loss_sum).backward()
+        (loss_sum / 3).backward()
         found.append([loss_sum.detach(), num_correct, *(leaf.grad for leaf in leaves)])
         assert torch.equal(logits, shown) != overwrite
     for plain, overwritten in zip(*found, strict=True):
