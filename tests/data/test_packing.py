@@ -19,6 +19,7 @@ from mlm_pytorch.data.packing import (
 from mlm_pytorch.tokens import SpecialTokens
 
 UNFRAMED = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 4))
+FRAMED_TWICE = SpecialTokens(100, mask_token_id=4, pad_token_id=0, ids=(0, 1, 2, 3, 4), prefix=(2, 1), suffix=(1, 3))
 
 
 def unpack(pack, special: SpecialTokens) -> dict[int, list[int]]:
@@ -90,7 +91,7 @@ def test_take_pack_is_best_fit_and_none_waits_long(lengths, capacity):
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=30),
     st.integers(0, 20),
-    st.sampled_from([SPECIAL, UNFRAMED]),
+    st.sampled_from([SPECIAL, UNFRAMED, FRAMED_TWICE]),
 )
 def test_build_pack_holds_each_piece_whole(lengths, spare, special):
     store = ListStore(lengths, special)
@@ -114,6 +115,12 @@ def test_sequential_packs_serve_every_piece_once_in_order(lengths, capacity, lim
         seen |= found
     assert order == sorted(order)
     assert seen == {i: piece.tolist() for i, piece in enumerate(store.pieces[:limit])}
+
+
+def test_sequential_packs_pass_over_nothing_in_a_store_of_many_pieces():
+    """Lengths are asked for some thousands at a time."""
+    packs = sequential_packs(ListStore([1] * 9000, UNFRAMED), 500)
+    assert np.concatenate([np.sort(pack.pieces) for pack in packs]).tolist() == list(range(9000))
 
 
 @given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=6), min_size=1, max_size=5))
