@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mlm_pytorch.data.order import Order, permute
 
+U64 = (1 << 64) - 1
+
 
 def keys(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, count, dtype=np.uint64)
@@ -100,6 +102,45 @@ def test_every_piece_is_served_once_a_visit(num_pieces, num_streams, block, seed
     for visit in range(3):
         assert [served[visit, piece] for piece in range(num_pieces)] == [1] * num_pieces
     assert set(served.values()) == {1}
+
+
+def plain_order(order: Order, stream: int, serial: int) -> tuple[int, int]:
+    """The documented order in plain integers, a number at a time."""
+    step = 0x9E3779B97F4A7C15
+
+    def mix(x: int) -> int:
+        x = (x + step) & U64
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & U64
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & U64
+        return x ^ x >> 31
+
+    rounds, within = divmod(serial, order.block)
+    number = (rounds * order.num_streams + stream) * order.block + within
+    visit, x = divmod(number, order.num_pieces)
+    key = mix(order.seed & U64 ^ mix(visit))
+    bits = max(6, (order.num_pieces - 1).bit_length())
+    while True:
+        for turn in range(8):
+            x = (x + mix(key + 2 * turn * step)) * (mix(key + (2 * turn + 1) * step) | 1) % 2**bits
+            x ^= x >> (bits + 1) // 2
+        if x < order.num_pieces:
+            return x, visit
+
+
+@given(
+    st.integers(1, 10**7),
+    st.integers(-5, 2**70),
+    st.integers(1, 20),
+    st.integers(1, 99),
+    st.lists(st.integers(0, 10**9), max_size=5),
+)
+def test_the_order_is_the_same_in_every_version(num_pieces, seed, num_streams, block, serials):
+    """A run that another version goes on with has drawn what it says; another order would repeat and omit pieces."""
+    order, stream = Order(num_pieces, seed, num_streams, block), num_streams - 1
+    pieces, visits = order.serve(stream, np.array(serials, dtype=np.int64))
+    expected = [plain_order(order, stream, serial) for serial in serials]
+    assert list(zip(pieces.tolist(), visits.tolist(), strict=True)) == expected
+    assert order.visits(stream, np.array(serials, dtype=np.int64)).tolist() == visits.tolist()
 
 
 @given(st.integers(1, 60), st.lists(st.integers(0, 10**6), max_size=9))
