@@ -283,6 +283,12 @@ def test_errors(changes, message):
         reader(ListStore([10] * 20), **changes)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_piece_may_be_as_long_as_a_pack(layout):
+    (batch,) = reader(ListStore([40]), layout, capacity=42).take(1)
+    assert batch.num_tokens == batch.input_ids.size == 42
+
+
 def test_an_empty_store_is_an_error():
     with pytest.raises(ValueError, match="the store holds no pieces"):
         reader(ListStore([]))
