@@ -67,18 +67,24 @@ def test_no_position_at_all(plain, ids):
     assert plain.out.weight.grad.abs().sum() == 0
 
 
-def test_hidden_states_as_a_keyword(ids):
-    class Keyword(nn.Module):
+@pytest.mark.parametrize("way", ["keyword", "first of two", "last of two"])
+def test_hidden_states_among_other_arguments(way, ids):
+    class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
             self.embed, self.out = nn.Embedding(61, 8), nn.Module()
             self.out.linear = nn.Linear(8, 61)
-            self.out.forward = lambda scale, hidden_states: self.out.linear(hidden_states) * scale
+            if way == "first of two":
+                self.out.forward = lambda hidden_states, scale: self.out.linear(hidden_states) * scale
+            else:
+                self.out.forward = lambda scale, hidden_states: self.out.linear(hidden_states) * scale
 
         def forward(self, ids):
-            return self.out(2, hidden_states=self.embed(ids))
+            if way == "keyword":
+                return self.out(2, hidden_states=self.embed(ids))
+            return self.out(self.embed(ids), 2) if way == "first of two" else self.out(2, self.embed(ids))
 
-    model = Keyword()
+    model = Scaled()
     positions = torch.tensor([1, 50])
     torch.testing.assert_close(logits_at(model, "out", positions, ids), model(ids).flatten(0, 1)[positions])
 

@@ -327,6 +327,8 @@ def test_a_vocabulary_learnt_from_the_logits(ids):
 def test_the_padding_id_of_a_model_s_own_configuration(make_bert, ids):
     with pytest.raises(ValueError, match="pad_token_id 0 is not the padding of BertForMaskedLM, .* is 1; pass pad_to"):
         MLM(make_bert(pad_token_id=1))
+    with pytest.raises(ValueError, match="pad_token_id 1 is not the padding of BertForMaskedLM, .* is 0; pass pad_to"):
+        MLM(make_bert(pad_token_id=0), pad_token_id=1)
     assert MLM(make_bert(pad_token_id=1), pad_token_id=1).pad_token_id == 1
     assert MLM(make_bert(pad_token_id=None))(ids) > 0
 

@@ -57,6 +57,7 @@ def test_visits_and_seeds_draw_anew():
     for seed, visit in ((0, 0), (0, 1), (1, 0), (0, 0)):
         pack = build_pack(store, indices, np.full(3, visit), 96)
         found.append(masks_by_piece(pack, PackMasker(SPECIAL, seed)(pack, 300_000)))
+        assert set(found[-1][0][1]) == {SPECIAL.mask_token_id}, "unless more is said, all that is selected is masked"
     assert found[0] == found[3] and found[0] != found[1] and found[0] != found[2]
 
 
@@ -96,6 +97,18 @@ def test_rows_that_fill_up_a_count_change_neither_loss_nor_gradients(rate, z_los
     got = torch.autograd.grad(loss_sum, parameters, allow_unused=True, materialize_grads=True)
     for ours, plain in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pack_is_moved_as_a_whole():
+    pack = build_pack(ListStore([9, 20, 3]), np.arange(3), np.zeros(3, np.int64), 40)
+    masked = PackMasker(SPECIAL, 0)(pack, 300_000)
+    assert masked.to(torch.device("cpu")) is masked
+    assert masked.cu_seqlens.dtype == torch.int32, "what kernels for packs take"
+    moved = masked.to(torch.device("meta"))
+    for name in ("input_ids", "cu_seqlens", "positions", "labels"):
+        here, there = getattr(masked, name), getattr(moved, name)
+        assert there.is_meta and (there.shape, there.dtype) == (here.shape, here.dtype)
+    assert (moved.max_seqlen, moved.num_tokens) == (masked.max_seqlen, masked.num_tokens)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -33,6 +33,18 @@ def test_rows_have_the_masks_of_the_flat_layout(lengths, seed, rate):
         assert labels[row][alone.positions].tolist() == alone.labels.tolist()
 
 
+def test_rows_are_moved_as_a_whole():
+    masked = mask_padded(
+        PackMasker(SPECIAL, 0), build_padded(ListStore([3, 9]), np.arange(2), np.zeros(2, int), 32), 300_000
+    )
+    assert masked.to(torch.device("cpu")) is masked
+    moved = masked.to(torch.device("meta"))
+    for name in ("input_ids", "attention_mask", "positions", "labels"):
+        here, there = getattr(masked, name), getattr(moved, name)
+        assert there.is_meta and (there.shape, there.dtype) == (here.shape, here.dtype)
+    assert moved.num_tokens == masked.num_tokens
+
+
 class Summing(nn.Module):
     """Adds to each token the sum of those that the mask shows: True at tokens, or at padding where it is `inverted`."""
 
