@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlm_pytorch import masking
-from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, mask_rate, millionths
+from mlm_pytorch.masking import Corrupted, RateSchedule, corrupt, draw_scores, mask_rate
 from mlm_pytorch.objective.checks import LateCheck
 from mlm_pytorch.objective.head import (
     Head,
@@ -26,6 +26,17 @@ from mlm_pytorch.objective.head import (
     seen_from_outside,
 )
 from mlm_pytorch.objective.loss import cross_entropy
+from mlm_pytorch.objective.mistakes import (
+    check_batch,
+    check_shares,
+    check_vocabulary,
+    explain_ids,
+    explain_labels,
+    explain_logits,
+    no_logit_for,
+    wrong_layout,
+    wrong_width,
+)
 from mlm_pytorch.objective.padded import check_pad_token, known_pad_mask_argument, requires, sees_padding
 from mlm_pytorch.objective.verify import MIN_TOKENS, SHAPE_ERRORS, Verdict, verify_head
 from mlm_pytorch.tokens import IGNORE_INDEX, WordTable
@@ -132,7 +143,9 @@ class MLM(nn.Module):
         self._verdict = Verdict(None) if dense else None
         self.num_tokens = num_tokens
         self._width = _vocabulary(bare, self._head_name, num_tokens)
-        self._check_settings()
+        rate = mask_prob if not callable(mask_prob) else mask_rate(mask_prob, 0.0) / 1_000_000
+        check_shares(rate, replace_prob, random_token_prob)
+        check_vocabulary(self._width, mask_token_id, pad_token_id, random_token_prob)
         check_pad_token(bare, self.pad_mask_argument, pad_token_id)
         self._select, self._words = _selection(selection, words), words
 
@@ -140,7 +153,7 @@ class MLM(nn.Module):
         self.register_buffer("_special_ids", special, persistent=False)
         self.register_buffer("_drawable_ids", self._drawable(special), persistent=False)
         self._check_ids, self._check_labels = LateCheck(self._explain_ids), LateCheck(self._explain_labels)
-        self._check_logits = LateCheck(_explain_logits)
+        self._check_logits = LateCheck(explain_logits)
 
     def forward(
         self, seq: Tensor, labels: Tensor | None = None, return_output: bool = False, **kwargs: Any
@@ -162,7 +175,9 @@ class MLM(nn.Module):
                 returns no logits, a head of another width, and logits that are not finite (on CUDA seen one call late,
                 except at the first).
         """
-        self._check_input(seq, labels)
+        check_batch(seq, labels)
+        if seq.numel() and not torch.compiler.is_compiling():
+            self._check_ids(torch.stack(tuple(seq.aminmax())))
         corrupted = self.corrupt(seq) if labels is None else self._as_corrupted(seq, labels)
         positions_K = self._positions(corrupted.selected, exact=labels is not None or return_output)
         labels_K = corrupted.labels.flatten().index_select(0, positions_K).long()
@@ -247,10 +262,7 @@ class MLM(nn.Module):
         else:
             logits = logits_of(self.transformer(input_ids, **kwargs), self.transformer)
             if logits.shape[:-1] != input_ids.shape:
-                raise ValueError(
-                    f"{type(self.transformer).__name__} returned logits {tuple(logits.shape)} for ids "
-                    f"{tuple(input_ids.shape)}; return one row of logits per id, (B, L, V)"
-                )
+                raise wrong_layout(type(self.transformer).__name__, logits, input_ids)
             logits = logits.flatten(0, 1)
         if verdict is not None and self._verdict is None:  # not before the transformer has run: its own error says more
             _eagerly(self._settle)(verdict)
@@ -309,83 +321,22 @@ class MLM(nn.Module):
         ids = torch.arange(self._width)
         return ids[~torch.isin(ids, special)]
 
-    def _check_settings(self) -> None:
-        rate = self.mask_prob if not callable(self.mask_prob) else mask_rate(self.mask_prob, 0.0) / 1_000_000
-        for name, prob in (
-            ("mask_prob", rate),
-            ("replace_prob", self.replace_prob),
-            ("random_token_prob", self.random_token_prob),
-        ):
-            if not 0.0 <= prob <= 1.0:
-                raise ValueError(f"{name} {prob} is outside [0, 1]; pass a share such as 0.15")
-        if millionths(self.random_token_prob) > millionths(self.replace_prob):
-            raise ValueError(
-                f"random_token_prob {self.random_token_prob} exceeds replace_prob {self.replace_prob}, of which it is "
-                "a part; lower it or raise replace_prob"
-            )
-        if self.mask_token_id == self.pad_token_id:
-            raise ValueError(
-                f"mask_token_id and pad_token_id are both {self.pad_token_id}, so a mask would pass for padding; "
-                "give one of them an id of its own"
-            )
-        if self._width is None:
-            if self.random_token_prob:
-                raise ValueError(
-                    f"random_token_prob {self.random_token_prob} needs to know the vocabulary, which this transformer "
-                    "does not tell; pass num_tokens"
-                )
-        elif not 0 <= self.mask_token_id < self._width:
-            raise ValueError(
-                f"mask_token_id {self.mask_token_id} is outside the vocabulary of num_tokens {self._width}; "
-                "pass the id of a token that the model knows, or num_tokens= or head= where its vocabulary is another"
-            )
-
-    def _check_input(self, seq: Tensor, labels: Tensor | None) -> None:
-        if not isinstance(seq, Tensor):
-            raise ValueError(f"ids are of type {type(seq).__name__}; pass a tensor, such as torch.as_tensor(ids)")
-        if seq.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"ids are {seq.dtype}; pass token ids as int64, such as seq.long()")
-        if seq.dim() != 2:
-            raise ValueError(f"ids have shape {tuple(seq.shape)}; pass (batch, length), such as seq.unsqueeze(0)")
-        if labels is not None and labels.shape != seq.shape:
-            raise ValueError(
-                f"labels {tuple(labels.shape)} differ in shape from ids {tuple(seq.shape)}; pass one label per id, "
-                f"{IGNORE_INDEX} where there is nothing to predict"
-            )
-        if labels is not None and labels.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"labels are {labels.dtype}; pass token ids as int64, such as labels.long()")
-        if seq.numel() and not torch.compiler.is_compiling():
-            self._check_ids(torch.stack(tuple(seq.aminmax())))
-
     def _check_width(self, width: int, labels_K: Tensor) -> None:
         if width == self._width:
             return
         if self._width is not None and (self.num_tokens is not None or self.random_token_prob):
-            raise _wrong_width(self._name, width, self._width)
+            raise wrong_width(self._name, width, self._width)
         if not torch.compiler.is_compiling() and labels_K.numel() and (highest := int(labels_K.max())) >= width:
-            raise ValueError(
-                f"{self._name} returned {width} logits per position, which has none for id "
-                f"{highest}; return logits (B, L, V) over the whole vocabulary, not hidden states"
-            )
+            raise no_logit_for(self._name, width, highest)
         self._width = width  # what the head looked like was wrong, or told nothing
 
     def _explain_ids(self, extremes: list[int]) -> str | None:
         low, high = extremes
-        if low < 0:
-            return f"id {low} is negative; token ids start at 0 (pad with pad_token_id {self.pad_token_id})"
-        if self._width is not None and high >= self._width:
-            return (
-                f"id {high} is outside the vocabulary of num_tokens {self._width}; use the tokenizer of this model, or "
-                "pass num_tokens= or head= where its vocabulary is another"
-            )
-        return None
+        return explain_ids(low, high, self._width, self.pad_token_id)
 
     def _explain_labels(self, extremes: list[int]) -> str | None:
         low, high = extremes
-        if low >= 0 and (self._width is None or high < self._width):
-            return None
-        label, rule = low if low < 0 else high, f"is outside the vocabulary of num_tokens {self._width}"
-        return f"label {label} {rule}; pass token ids, {IGNORE_INDEX} where there is nothing to predict"
+        return explain_labels(low, high, self._width)
 
     def _check_finite(
         self, loss: Tensor, logits_KV: Tensor, labels_K: Tensor, positions_K: Tensor, length: int
@@ -397,16 +348,6 @@ class MLM(nn.Module):
         is_bad_K = ~logits_KV.detach().amax(-1).isfinite() & (labels_K != IGNORE_INDEX)
         first = positions_K[is_bad_K.to(torch.uint8).argmax()]
         self._check_logits(torch.stack((is_bad_K.any().long(), first // length, first % length)))
-
-
-def _explain_logits(values: list[int]) -> str | None:
-    is_bad, row, position = values
-    if not is_bad:
-        return None
-    return (
-        f"logits are NaN or infinite, first at row {row}, position {position}; "
-        "look for a learning rate too high, or for a broken weight or input"
-    )
 
 
 def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -432,12 +373,5 @@ def _vocabulary(transformer: nn.Module, head: str | None, num_tokens: int | None
     found = head if head is not None else find_head(transformer, num_tokens)
     width = head_width(transformer, found)
     if num_tokens is not None and width is not None and width != num_tokens:
-        raise _wrong_width(type(transformer).__name__, width, num_tokens)
+        raise wrong_width(type(transformer).__name__, width, num_tokens)
     return num_tokens if num_tokens is not None else width
-
-
-def _wrong_width(transformer: str, width: int, num_tokens: int) -> ValueError:
-    return ValueError(
-        f"the head of {transformer} gives {width} logits, but num_tokens is {num_tokens}; pass num_tokens={width} "
-        "(and ids that stand for nothing as mask_ignore_token_ids), or the right module as head="
-    )
