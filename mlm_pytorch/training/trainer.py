@@ -31,10 +31,9 @@ from mlm_pytorch.training.progress import Progress
 from mlm_pytorch.training.reporting import NOTHING_MORE, Reporter, Watch
 from mlm_pytorch.training.schedule import Budget
 from mlm_pytorch.training.step import Loss, StepResult, TrainingStep, autocast_dtype
+from mlm_pytorch.training.step_plan import StepPlan
 from mlm_pytorch.training.stopping import Stopping
 from mlm_pytorch.training.writer import CheckpointWriter, Export
-
-PLAN_AFTER = 0.02  # share of a time budget after which the number of steps is planned anew from what steps really take
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,10 @@ class Trainer:
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.step = TrainingStep(self.parallel, loss, self.optimizers, autocast=self.autocast, clip=config.clip)
         self.step.sizes.notice = display.say
-        self.budget = Budget.parse(config.budget)
-        self.ramp = config.batch_ramp
-        per_pack = feed.reader.mean_tokens() if self.budget.unit in ("tokens", "epochs") else 1.0  # only then asked for
-        steps = self.budget.steps(per_pack, tokens_per_epoch, self.ramp)
-        self.progress = Progress(total_steps=steps or 0)
+        budget, ramp = Budget.parse(config.budget), config.batch_ramp
+        self.plan = StepPlan(budget, ramp)
+        per_pack = feed.reader.mean_tokens() if budget.unit in ("tokens", "epochs") else 1.0  # only then asked for
+        self.progress = Progress(total_steps=budget.steps(per_pack, tokens_per_epoch, ramp) or 0)
         self.reporter = Reporter(folder, display, watch, self.device, writes=self.world.is_main)
         self.stopping = Stopping(Budget.parse(config.stop_before).amount if config.stop_before else None)
         self.guard = SkipGuard()
@@ -154,10 +152,7 @@ class Trainer:
         load_optimizer_tensors(self.model, self.optimizers, tensors)
         self.feed.restore(state["reader"])
         saved = Progress(**state["progress"])
-        total_steps = self.progress.total_steps
-        if self.budget.unit == "seconds" and saved.step:  # at the pace so far; the budget may be a longer one
-            packs = self.feed.position.next_pack
-            total_steps = self.ramp.total_steps(packs * (self.budget.amount / saved.seconds - 1), saved.step)
+        total_steps = self.plan.resumed(saved, self.feed.position.next_pack, self.progress.total_steps)
         self.progress = self._saved = replace(saved, total_steps=total_steps)
         self._metrics_bytes = state["metrics_bytes"]
         self.held_out.last_step, self.held_out.done = state["last_evaluated"], state["evaluations"]
@@ -287,7 +282,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------- run
 
-    def _plan(self, batch: Batch) -> None:
+    def _try_out(self, batch: Batch) -> None:
         """Turn a time budget into a first number of steps, from a few passes whose gradients are thrown away."""
         times = []
         for _ in range(4):
@@ -298,23 +293,10 @@ class Trainer:
             self.step.forget_gradients()
         packs = batch.position.next_pack - self.feed.position.next_pack
         fastest = self.world.gather(min(times))[0]
-        planned = self.ramp.total_steps(packs * self.budget.amount / (1.05 * fastest))
-        self.progress = replace(self.progress, total_steps=planned)
-
-    def _replan(self) -> None:
-        """Correct a time budget's number of steps by what steps have taken of late."""
-        spent = self.progress.seconds / self.budget.amount
-        per_pack = self.reporter.seconds_per_pack
-        if self.budget.unit != "seconds" or self.reporter.steps_timed < 10 or spent < PLAN_AFTER or per_pack is None:
-            return
-        remaining = max(0.0, self.budget.amount - self.progress.seconds)
-        total = self.ramp.total_steps(remaining / per_pack, self.progress.step)
-        self.progress = replace(self.progress, total_steps=total)
+        self.progress = replace(self.progress, total_steps=self.plan.first(packs, fastest))
 
     def _finished(self) -> bool:
-        if self.budget.unit == "seconds":  # the planned steps are a forecast; the clock decides
-            return self.progress.seconds >= self.budget.amount
-        return bool(self.progress.total_steps) and self.progress.step >= self.progress.total_steps
+        return self.plan.finished(self.progress)
 
     @property
     def stop_requested(self) -> str | None:
@@ -370,7 +352,7 @@ class Trainer:
         mark, began = time.monotonic(), False
         self._began = mark - self.progress.seconds
         if not self.progress.total_steps:
-            self._plan(batch)
+            self._try_out(batch)
             mark = time.monotonic()
         self._paused = 0.0  # an evaluation before the first step is no part of that step
         while True:
@@ -387,7 +369,9 @@ class Trainer:
             values |= {"seconds": round(self.progress.seconds, 3), "total_steps": self.progress.total_steps}
             self._unread = Taken(values, result, max(took - self._paused, 1e-9))
             self._paused = 0.0
-            self._replan()
+            self.progress = self.plan.corrected(
+                self.progress, self.reporter.seconds_per_pack, self.reporter.steps_timed
+            )
             self._show()
             self._stopped = self._agreement.stop
             if self._stopped and self.stopping.reason is None:
@@ -427,7 +411,8 @@ class Trainer:
             self.reporter.evaluated()
 
     def _evaluate_if_due(self) -> None:
-        if self.held_out.due(self.progress.share):
+        # Where the clock leaves time for more steps than were planned, only the very last one is measured.
+        if self.progress.share < 1 and self.held_out.due(self.progress.share):
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -447,8 +432,5 @@ class Trainer:
         self._paused += time.monotonic() - started
 
     def _show(self, *, force: bool = False) -> None:
-        packs = self.ramp.packs(self.progress.total_steps, self.progress.step)
-        left = packs * (self.reporter.seconds_per_pack or 0.0)
-        if self.budget.unit == "seconds":
-            left = min(left, self.budget.amount - self.progress.seconds)
+        left = self.plan.seconds_left(self.progress, self.reporter.seconds_per_pack or 0.0)
         self.reporter.show(self.progress.share, left, self.feed.reader.capacity, force=force)

@@ -18,7 +18,7 @@ def test_a_ramp_reads_more_packs_and_spends_the_budget_in_tokens(tmp_path):
     packs = [round(line["tokens"] / line["fill"] / 96) for line in lines[:1]]
     for before, line in pairwise(lines):
         packs.append(round((line["tokens"] - before["tokens"]) / line["fill"] / 96))
-    assert packs == [built.ramp(k / len(packs)) for k in range(len(packs))] and packs[0] == 1 and packs[-1] == 3
+    assert packs == [built.plan.ramp(k / len(packs)) for k in range(len(packs))] and packs[0] == 1 and packs[-1] == 3
     assert abs(96 * sum(packs) - 3000) <= 3 * 96
     assert built.feed.position.next_pack == sum(packs)
 
@@ -28,7 +28,7 @@ def test_a_ramp_within_a_time_budget_continues(tmp_path):
     assert built.run()
     longer = trainer(tmp_path, budget="2s", packs_per_step_end=3, resume=True)
     packs = longer.feed.position.next_pack
-    left = longer.ramp.packs(longer.progress.total_steps, longer.progress.step)
+    left = longer.plan.ramp.packs(longer.progress.total_steps, longer.progress.step)
     assert left == pytest.approx(packs * (2 / longer.progress.seconds - 1), abs=3)
     assert longer.run() and longer.feed.position.next_pack > packs
 

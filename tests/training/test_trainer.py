@@ -18,6 +18,7 @@ from mlm_pytorch.training import stopping
 from mlm_pytorch.training.checkpoint import checkpoints, newest_checkpoint
 from mlm_pytorch.training.metrics import Display, read_metrics
 from mlm_pytorch.training.reporting import Watch
+from mlm_pytorch.training.step_plan import StepPlan
 from mlm_pytorch.training.trainer import Trainer
 
 
@@ -125,6 +126,23 @@ def test_a_time_budget_ends_on_time(tmp_path):
     assert lines[0]["total_steps"] > 0, "planned before the first step"
     assert built.progress.seconds > 1.8
     assert all(line["seconds"] <= 2.0 for line in lines[:-1]), "no step begins after the end"
+
+
+def test_steps_beyond_the_plan_of_a_time_budget_are_measured_once(tmp_path):
+    """The clock leaves time for a few more than were planned; here for many."""
+    built = trainer(tmp_path, budget="1s", evaluations=2, evaluate=lambda model: Score())
+    built.plan = PlanOfFive(built.plan.budget, built.plan.ramp)
+    built.run()
+    measured = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "valid_loss" in line]
+    assert measured == [3, built.progress.step] and built.progress.step > 5
+
+
+class PlanOfFive(StepPlan):
+    def first(self, packs, seconds):
+        return 5
+
+    def corrected(self, progress, seconds_per_pack, steps_timed):
+        return progress
 
 
 def test_the_masking_rate_that_is_told_is_that_of_the_step(tmp_path):
