@@ -46,8 +46,10 @@ def test_products_are_bfloat16_only_where_the_hardware_multiplies_it(native, mon
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 16), (16, 40)])
 def test_equals_torch_muon(shape):
+    """Within a few roundings of a bfloat16 of all that the steps did; a mean of 0.9 for 0.95 is 4% from it."""
     torch.manual_seed(0)
-    ours, theirs = ([nn.Parameter(torch.ones(shape) * k) for k in (1.0, 2.0)] for _ in range(2))
+    start = torch.randn(2, *shape)
+    ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
     mine = Muon([{"params": ours}], lr=0.02, weight_decay=0.1)
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
@@ -56,8 +58,8 @@ def test_equals_torch_muon(shape):
             b.grad = a.grad.clone()
         mine.step()
         reference.step()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2)
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.02 * (b - before).norm()
 
 
 def test_parts_are_stepped_as_matrices_of_their_own():
