@@ -41,8 +41,9 @@ def test_in_place_and_back():
     with torch.no_grad():
         model["embed"].weight.add_(1)
     average.update()
-    live = model["embed"].weight.clone()
+    live, saved = model["embed"].weight.clone(), average.tensors()
     with average.in_place():
+        assert torch.equal(saved["live/embed.weight"], live), "what is saved does not follow"
         assert torch.equal(model["out"].weight, average.averages["embed.weight"])
         assert not torch.equal(model["out"].weight, live)
     assert torch.equal(model["embed"].weight, live)
