@@ -40,6 +40,14 @@ def test_many_of_the_last_ones_trigger_and_few_do_not():
     assert not guard.triggered and guard.calm and guard.rollbacks == 1 and guard.skipped == 34 + MANY
 
 
+def test_trouble_begins_at_half_of_what_sends_a_run_back():
+    guard, seen = SkipGuard(), []
+    for _ in range(MANY):
+        guard.observe(finite=False)
+        seen.append((guard.troubled, guard.triggered))
+    assert seen == [(False, False), (False, False), (True, False), (True, False), (True, True)]
+
+
 def storm(guard: SkipGuard) -> None:
     while not guard.triggered:
         guard.observe(finite=False)

@@ -56,6 +56,9 @@ def test_a_terminal_gets_a_bar():
     shown, file = display(terminal=True)
     with shown:
         shown.show("training", 0.5, "[i]half[/i]")
+        shown.show("training", 0.6, "[i]more[/i]")
+        shown.show("exporting", 0.1, "")
+        assert [task.description for task in shown._bar.tasks] == ["training", "exporting"], "a bar for each title"
     assert "[i]half[/i]" in file.getvalue() and "training" in file.getvalue()
 
 

@@ -106,6 +106,12 @@ def test_packs_are_counted_as_the_steps_take_them(ramp, total, data):
     assert taken in (sorted(taken), sorted(taken, reverse=True))
 
 
+@pytest.mark.parametrize(("moves", "share", "total"), [(6, 0.88, 900), (8, 0.88, 440), (2, 0.56, 300)])
+def test_packs_are_counted_where_a_border_times_the_steps_is_rounded_across_a_step(moves, share, total):
+    ramp = BatchRamp(1, 1 + moves, share)
+    assert ramp.packs(total) == sum(ramp(k / total) for k in range(total))
+
+
 @given(RAMPS, st.floats(0, 2000), st.integers(0, 100))
 def test_a_number_of_packs_becomes_the_nearest_number_of_steps(ramp, packs, step):
     total = ramp.total_steps(packs, step)
