@@ -289,6 +289,17 @@ def test_a_piece_may_be_as_long_as_a_pack(layout):
     assert batch.num_tokens == batch.input_ids.size == 42
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mean_tokens_are_those_of_the_first_batches(layout):
+    """From wherever a process stands, whatever its rank; it goes on as if nobody had asked."""
+    store = ListStore([7, 30, 5] * 30)
+    first = list(reader(store, layout).take(9))
+    read = reader(store, layout, rank=1, world_size=2)
+    early = [content(p) for p in read.take(3)]
+    assert read.mean_tokens(9) == sum(pack.num_tokens for pack in first) / 9
+    assert early + [content(p) for p in read.take(6)] == [content(p) for p in first[1::2]]
+
+
 def test_an_empty_store_is_an_error():
     with pytest.raises(ValueError, match="the store holds no pieces"):
         reader(ListStore([]))
