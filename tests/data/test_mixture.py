@@ -65,6 +65,17 @@ def test_other_windows_stay_close(weights, length):
     assert window_errors(weights, length) < 5
 
 
+@settings(max_examples=10)
+@given(weights=st.lists(WEIGHTS, min_size=3, max_size=8))
+def test_shares_hold_over_a_whole_corpus(weights):
+    """What a thousand places cannot divide, later ones make up for; a part of a ten-thousandth is not forgotten."""
+    order = np.fromiter(islice(schedule(weights), 30_000), np.int64)
+    for part, weight in enumerate(weights):
+        counts = np.cumsum(order == part)[WINDOW - 1 :: WINDOW]
+        due = WINDOW * np.arange(1, 31) * (weight / math.fsum(weights))
+        assert np.abs(counts - due).max() < 1.5
+
+
 def test_usual_weights():
     assert list(islice(schedule([0.7, 0.3]), 10)) == [0, 1, 0, 0, 0, 1, 0, 0, 1, 0]
     assert list(islice(schedule([1]), 3)) == [0, 0, 0]
