@@ -15,6 +15,8 @@ from mlm_pytorch.training.checkpoint import (
     damage,
     load_checkpoint,
     newest_checkpoint,
+    random_states,
+    restore_random,
     save_checkpoint,
 )
 
@@ -108,8 +110,31 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, file):
 
 def test_what_a_kill_left_is_cleared(tmp_path):
     (tmp_path / "checkpoints/.step-7.partial/model").mkdir(parents=True)
-    save(tmp_path, 8)
+    (tmp_path / ".model.partial").symlink_to("checkpoints/step-7/model")  # half of the swap
+    path = save(tmp_path, 8)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-8"]
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model"}
+    assert (tmp_path / "model").resolve() == (path / "model").resolve()
+
+
+def test_folders_within_folders_go_with_their_files(tmp_path):
+    def nested(folder: Path) -> None:
+        (folder / "one/two").mkdir(parents=True)
+        (folder / "one/two/three.txt").write_text("four")
+
+    for step in (1, 2):
+        save(tmp_path, step, keep=1, export=nested)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+
+
+def test_generators_go_on_from_where_they_were_and_other_tensors_stay():
+    cpu, momentum = torch.device("cpu"), torch.ones(3)
+    saved = {"a//momentum": momentum} | random_states(cpu)
+    drawn = torch.rand(4)
+    restore_random(saved, cpu)
+    assert saved == {"a//momentum": momentum} and torch.equal(torch.rand(4), drawn)
+    restore_random(saved, cpu)  # of a checkpoint without them
+    assert not torch.equal(torch.rand(4), drawn)
 
 
 def test_all_damaged_is_an_error(tmp_path):
