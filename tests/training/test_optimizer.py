@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mlm_pytorch.encoder import Encoder, EncoderConfig
+from mlm_pytorch.training.muon import Muon
 from mlm_pytorch.training.optimizer import (
     build_optimizers,
     load_optimizer_tensors,
@@ -46,6 +47,8 @@ def test_every_parameter_is_in_exactly_one_group(kind, tied):
     assert names == {
         name for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "decoder" not in name
     }
+    by_muon = {id(p) for o in optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
+    assert by_muon == (decayed if kind == "muon" else set())
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -57,6 +60,8 @@ def test_state_round_trip_continues_bit_for_bit(kind):
     other.load_state_dict(model.state_dict())
     others = build_optimizers(other, kind, 1e-2, 0.1)
     load_optimizer_tensors(other, others, {k: v.clone() for k, v in optimizer_tensors(model, optimizers).items()})
+    for optimizer in others:
+        assert set(optimizer.state) == {p for group in optimizer.param_groups for p in group["params"]}
     for seed in (1, 2):
         step(model, optimizers, seed)
         step(other, others, seed)
@@ -207,6 +212,10 @@ def test_a_projection_that_does_not_fall_into_heads_is_one_matrix():
 def test_errors():
     model = encoder()
     optimizers = build_optimizers(model, "muon", 1e-2, 0.1)
+    with pytest.raises(
+        ValueError, match="state for 'weight' does not fit the model; the checkpoint is of another shape"
+    ):
+        load_optimizer_tensors(nn.Linear(2, 2), [], {"weight//momentum_buffer": torch.ones(3, 2)})
     with pytest.raises(ValueError, match="state for 'nobody' does not fit the model"):
         load_optimizer_tensors(model, optimizers, {"nobody//momentum_buffer": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match="no trainable parameters"):
