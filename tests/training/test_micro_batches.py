@@ -1,5 +1,7 @@
 """However a step is dealt to forwards, it learns the same; and it goes on when memory runs out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -69,10 +71,6 @@ def test_joined_masked_packs_are_the_masked_joined_packs(lengths):
 def test_the_halves_of_a_pack_are_its_pieces(lengths):
     (pack,) = packs([lengths])
     whole = MASKER(pack, 300_000)
-    if len(whole.cu_seqlens) == 2:
-        with pytest.raises(ValueError, match="cannot be cut; lower --seq-len"):
-            halve(whole)
-        return
     halves = halve(whole)
     assert all(int(half.cu_seqlens[0]) == 0 and int(half.cu_seqlens[-1]) == len(half.input_ids) for half in halves)
     assert all(half.max_seqlen == int(half.cu_seqlens.diff().max()) for half in halves)
@@ -80,6 +78,11 @@ def test_the_halves_of_a_pack_are_its_pieces(lengths):
     for name in ("input_ids", "cu_seqlens", "positions", "labels"):
         assert torch.equal(getattr(again, name), getattr(whole, name)), name
     assert again.num_tokens == whole.num_tokens and all(half.num_tokens >= 0 for half in halves)
+
+
+def test_a_pack_that_is_one_piece_has_no_halves():
+    with pytest.raises(ValueError, match="a pack of one piece of 6 tokens cannot be cut; lower --seq-len"):
+        halve(MASKER(packs([[4]], capacity=6)[0], 300_000))
 
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=9))
@@ -165,6 +168,22 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step(error):
     said.clear()
     step(masked, 1e-3, agreed(masked))
     assert not said and max(small.sizes) <= 34
+
+
+def test_what_was_added_up_before_memory_ran_out_is_not_added_twice():
+    masked = [MASKER(pack, 300_000) for pack in packs([[14, 5], [9, 8], [12]], capacity=24)]
+    results, calls = [], itertools.count()
+    for fails_at in (None, 1):
+
+        def loss(model, pack, fails_at=fails_at):
+            if fails_at is not None and next(calls) == fails_at:
+                raise MemoryError
+            return pack_loss(model, find_head(model), pack)
+
+        results.append(step_of(encoder(), loss, sizes=MicroBatches(2))(masked, 1e-3, agreed(masked)))
+    assert next(calls) == 5, "two forwards, and then three"
+    torch.testing.assert_close(results[1].grad_norm, results[0].grad_norm)
+    torch.testing.assert_close(results[1].loss_sum, results[0].loss_sum)
 
 
 def test_a_piece_that_does_not_fit_alone_is_named():
