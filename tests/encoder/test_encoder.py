@@ -399,15 +399,20 @@ def test_vectors_that_do_not_fit(shape):
         Encoder(EncoderConfig(**SHAPE)).start_at_vectors(torch.zeros(shape))
 
 
-def test_two_full_pieces_within_a_window_that_is_half_as_long(monkeypatch):
-    """No slot is past an end, so that one bias serves all pieces of the bucket."""
+@pytest.mark.parametrize("local_attention", [32, 8])
+def test_full_pieces_within_a_window_that_is_half_as_long_or_banded(local_attention, monkeypatch):
+    """No slot is past an end, so that one bias serves all pieces of the bucket; nor has a gradient anything to leave
+    out."""
     monkeypatch.setattr(blocks, "LONGEST_KEPT", 16)
-    ours, theirs = pair(local_attention=32, global_attn_every_n_layers=2)
+    ours, theirs = pair(local_attention=local_attention, global_attn_every_n_layers=2)
     rows, ids, cu = pieces([48, 48, 48])
-    with torch.no_grad():
-        got = ours(ids, cu_seqlens=cu)
-        expected = torch.cat([theirs(input_ids=row[None]).logits[0] for row in rows])
+    got = ours(ids, cu_seqlens=cu)
+    expected = torch.cat([theirs(input_ids=row[None]).logits[0] for row in rows])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    for logits in (got, expected):
+        logits.square().mean().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-4 * float(b.grad.abs().max()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("hooked", ["model.embeddings.tok_embeddings", "model.layers.3.attn.Wqkv", "decoder"])
