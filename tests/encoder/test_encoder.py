@@ -11,7 +11,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mlm_pytorch.encoder import PRESETS, Encoder, EncoderConfig, blocks, num_parameters, preset
 from mlm_pytorch.encoder.encoder import positions_within
-from mlm_pytorch.encoder.layers import GatedMLP
+from mlm_pytorch.encoder.layers import GatedMLP, looked_up_and_multiplied
 from mlm_pytorch.objective import logits_at
 
 SHAPE = dict(
@@ -202,6 +202,19 @@ def test_the_gradient_of_looked_up_rows_is_added_to_the_decoders(tied):
     ours.zero_grad()
     ours.hidden_states(ids, cu_seqlens=cu_seqlens).sum().backward()
     assert ours.model.embeddings.tok_embeddings.weight.grad.layout is torch.strided
+
+
+@pytest.mark.parametrize("uses", [(True, True), (True, False), (False, True)])
+def test_a_tied_table_has_the_gradient_of_those_uses_that_have_one(uses):
+    """As where what follows the lookup is frozen, or a loss does without logits."""
+    ids, x, found = torch.tensor([1, 1, 4]), torch.randn(2, 3), []
+    table = torch.randn(6, 3).requires_grad_()
+    for looked_up, multiplied in ((table, table), looked_up_and_multiplied(table)):
+        rows = torch.nn.functional.embedding(ids, looked_up, sparse=looked_up is not table)
+        terms = [out.square().sum() for out, use in zip((rows, x @ multiplied.mT), uses, strict=True) if use]
+        found.append(torch.autograd.grad(sum(terms), table)[0])
+    torch.testing.assert_close(*found)
+    assert found[1].layout is torch.strided
 
 
 def test_a_piece_never_sees_its_neighbour():
