@@ -1,11 +1,13 @@
 """A trainer of a model that learns to count, in seconds."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from list_store import SPECIAL, ListStore
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from mlm_pytorch.data.batches import Reader
@@ -32,6 +34,12 @@ class CountingStore(ListStore):
 
 class Score:
     loss, accuracy = 1.5, 0.25
+
+
+def shown() -> tuple[Display, io.StringIO]:
+    """A display, and what it says."""
+    out = io.StringIO()
+    return Display(Console(file=out, width=400)), out
 
 
 def trainer(
