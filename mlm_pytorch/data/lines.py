@@ -36,6 +36,15 @@ COMPRESSED_CHUNK_BYTES = 1 << 13  # bounds what one step can expand to: a thousa
 SEQUENCE_LINE = re.compile(rb"[A-Za-z*.-]+")
 UNLIKE_A_WORD = re.compile(rb"[A-Z*.-]{4,}|[A-Za-z*.-]{20,}")
 EMPTY_RECORDS = 64  # of FASTA, at most, before the first with a sequence
+# Of UTF-16 and UTF-32 without a byte order mark: which of four bytes are hardly ever 16 or more. Those of most
+# alphabets, and of English above all, are valid UTF-8 too, so nothing else would tell.
+_WIDE = {
+    (0, 1, 0, 1): "UTF-16LE",
+    (1, 0, 1, 0): "UTF-16BE",
+    (0, 1, 1, 1): "UTF-32LE",
+    (1, 1, 1, 0): "UTF-32BE",
+}
+_LOOKED_AT = 1 << 12  # bytes, for the encoding
 # What one document may take: a file without line ends, or a quote that is never closed, must not take all memory.
 MAX_DOCUMENT_BYTES = 1 << 28
 
@@ -175,6 +184,7 @@ class Lines:
         self.number = 0
         self.offset = 0  # of the current line, in bytes from the beginning of the (decompressed) file
         self.ahead: list[bytes] = []  # lines that `look` has read
+        self.wide = wide_encoding(reader.peek(_LOOKED_AT)[:_LOOKED_AT])
 
     def look(self) -> str | None:
         """The format that the first lines that are not blank are of: JSON lines, FASTA, FASTQ, or none of these."""
@@ -212,6 +222,10 @@ class Lines:
             yield self.ahead.pop(0)
 
     def __iter__(self) -> Iterator[str]:
+        if self.wide is not None:
+            raise ValueError(
+                f"{self.label} looks like {self.wide}, not UTF-8; convert it: iconv -f {self.wide} -t UTF-8"
+            )
         read_line = partial(self.reader.readline, MAX_DOCUMENT_BYTES)
         for line in itertools.chain(self._looked_at(), iter(read_line, b"")):
             self.number += 1
@@ -237,6 +251,24 @@ class Lines:
             f"{self.label} line {self.number}: byte 0x{line[error.start]:02x} at offset {self.offset + error.start} of "
             "the file is not UTF-8; repair or convert it, or pass --encoding-errors replace"
         ) from None
+
+
+def wide_encoding(head: bytes) -> str | None:
+    r"""Which of UTF-16 and UTF-32 the first bytes of a file are, where no mark says so; None for any other text.
+
+    >>> wide_encoding("hello there".encode("utf-16-le")), wide_encoding(b"hello\0there"), wide_encoding(b"hello there")
+    ('UTF-16LE', None, None)
+    """
+    if len(head) < 6 or 0 not in head:
+        return None
+    columns = [head[place::4] for place in range(4)]
+    # Tabs and line ends stand in the one half of a character as well as in the other.
+    below = [[sum(byte < limit for byte in column) / len(column) for column in columns] for limit in (9, 16)]
+    for pattern, name in _WIDE.items():
+        fits = zip(pattern, *below, strict=True)
+        if all(share_16 > 0.7 if is_high else share_9 < 0.3 for is_high, share_9, share_16 in fits):
+            return name
+    return None
 
 
 def too_long(what: str) -> ValueError:

@@ -70,6 +70,22 @@ def test_several_members_and_zero_padding(tmp_path, suffix):
     assert [len(text) for text in found] == [3, 3, 3_000_000]
 
 
+@pytest.mark.parametrize("text", ["hello there\n", "hi\n", "\n\nПривет, мир.\n", "नमस्ते दुनिया\n", '{"text": "a"}\n'])
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+def test_wide_characters_without_a_mark(tmp_path, text, encoding):
+    for name in ("a.txt", "a.jsonl", "a.csv", "a"):
+        path = write(tmp_path / name, text.encode(encoding))
+        with pytest.raises(
+            ValueError, match=rf"{name} looks like {encoding}, not UTF-8; .* iconv -f {encoding} -t UTF-8"
+        ):
+            texts(path)
+
+
+def test_a_rare_nul_is_text(tmp_path):
+    for content in ("hello\0there\n", "\0\0\0\n", "a\0b\n", "1\n0\n1\n0\n", "a\tb\0c\td\n\0\n"):
+        assert texts(write(tmp_path / "a.txt", content)) == content.split("\n")[:-1]
+
+
 def test_compression_is_known_by_its_bytes(tmp_path):
     assert texts(write(tmp_path / "a.txt", gzip.compress(b"one\n"))) == ["one"]
     assert texts(write(tmp_path / "b.jsonl", COMPRESS[".zst"](b'{"text": "two"}'))) == ["two"]
