@@ -229,6 +229,8 @@ class Lines:
         read_line = partial(self.reader.readline, MAX_DOCUMENT_BYTES)
         for line in itertools.chain(self._looked_at(), iter(read_line, b"")):
             self.number += 1
+            if self.number == 1 and not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
+                raise only_returns(f"{self.label} line 1")
             if len(line) == MAX_DOCUMENT_BYTES:
                 raise too_long(f"{self.label} line {self.number}")
             if self.number == 1:
@@ -269,6 +271,13 @@ def wide_encoding(head: bytes) -> str | None:
         if all(share_16 > 0.7 if is_high else share_9 < 0.3 for is_high, share_9, share_16 in fits):
             return name
     return None
+
+
+def only_returns(where: str) -> ValueError:
+    """The error about what would be one line, because its lines end in carriage returns alone."""
+    return ValueError(
+        f"{where} holds a carriage return, in which alone lines of old Macs' files end; convert it: tr '\\r' '\\n'"
+    )
 
 
 def too_long(what: str) -> ValueError:

@@ -81,6 +81,18 @@ def test_wide_characters_without_a_mark(tmp_path, text, encoding):
             texts(path)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.jsonl", "a.csv", "a.tsv", "a"])
+def test_lines_that_end_in_returns_alone(tmp_path, name):
+    path = write(tmp_path / name, "label\ttext\r1\tone\r2\ttwo\r")
+    with pytest.raises(ValueError, match=rf"{name} line 1 holds a carriage return, .*; convert it: tr '\\r' '\\n'"):
+        texts(path)
+
+
+def test_returns_within_lines_are_text(tmp_path):
+    for content in ("10%\r20%\r\nend", "one\r", "one\r\n", "one\ntwo\rthree"):  # of progress bars, for one
+        assert texts(write(tmp_path / "a.txt", content)) == [x.removesuffix("\r") for x in content.split("\n") if x]
+
+
 def test_a_rare_nul_is_text(tmp_path):
     for content in ("hello\0there\n", "\0\0\0\n", "a\0b\n", "1\n0\n1\n0\n", "a\tb\0c\td\n\0\n"):
         assert texts(write(tmp_path / "a.txt", content)) == content.split("\n")[:-1]

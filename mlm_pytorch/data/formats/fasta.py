@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from mlm_pytorch.data.formats.record import Document, Reading
-from mlm_pytorch.data.lines import MAX_DOCUMENT_BYTES, Lines, too_long
+from mlm_pytorch.data.lines import MAX_DOCUMENT_BYTES, Lines, only_returns, too_long
 
 NO_LETTER = re.compile(r"[^A-Za-z*.\-]")  # "*" ends a protein or is a stop, "-" and "." are gaps
 NO_QUALITY = re.compile(r"[^!-~]")
@@ -74,10 +74,7 @@ def read_fastq(lines: Lines, reading: Reading) -> Iterator[Document]:
 def _check_header(line: str, lines: Lines) -> None:
     """A file whose lines end in CR alone is one header, and its sequences would be lost in it."""
     if "\r" in line.rstrip("\r"):
-        raise ValueError(
-            f"{lines.label} line {lines.number} holds a carriage return, in which alone lines of old Macs' files end; "
-            "convert it: tr '\\r' '\\n'"
-        )
+        raise only_returns(f"{lines.label} line {lines.number}")
 
 
 def _check_letters(line: str, lines: Lines, number: int | None = None) -> None:
