@@ -49,6 +49,14 @@ def test_tsv_with_quotes_that_mean_nothing(tmp_path):
     assert texts(write(path, 'text\tn\n"a ""b""\tc"\t1\n\nd\t2\n')) == ['a "b"\tc', "d"]
 
 
+def test_tsv_with_an_open_quote_before_blank_lines(tmp_path):
+    path = write(tmp_path / "a.tsv", 'id\ttext\n1\t"Hello there\n\n')
+    assert texts(path) == ['"Hello there']
+    assert texts(write(path, 'id\ttext\n1\t"one\n\n\n2\ttwo\n\n')) == ['"one', "two"]
+    assert texts(write(path, 'id\ttext\n1\t"one\n\n\nmore"\n\n2\ttwo\n')) == ["one\n\n\nmore", "two"]
+    assert texts(write(path, 'text\tid\n"one\n\nmore"\t1\n\ntwo\t2\n')) == ["one\n\nmore", "two"]
+
+
 def test_csv_columns_and_sources(tmp_path):
     path = write(tmp_path / "a.csv.gz", gzip.compress(b"\xef\xbb\xbfsource,text,x\nnews,a,1\n,b,2\n\nweb,,3\n"))
     corpus = Corpus([path])
@@ -73,10 +81,10 @@ def test_csv_columns_and_sources(tmp_path):
             r"a\.csv record 2 \(line 4\) has 1 fields where the first line names 2; repair",
         ),
         ("a.csv", 'text,n\n"a\nb",1\nc,2,3\n', r"record 2 \(line 4\) has 3 fields"),
-        ("a.csv", 'text,n\n"a,1\n', r"a\.csv line 2: unexpected end of data; a field with quotes"),
+        ("a.csv", 'text,n\n"a,1\n', r"a\.csv line 2: a quote begins a field here that is not closed up"),
         ("a.csv", 'text,n\n"a\nb"c,1\n', r"a\.csv line 2 to 3: ',' expected after '\"'"),
         ("a.tsv", "text\tn\na\n", r"a\.tsv record 1 \(line 2\) has 1 fields"),
-        ("a.tsv", 'text\tn\n"a\n', r"a\.tsv line 2: unexpected end of data"),
+        ("a.tsv", 'text\tn\n"a\n', r"a\.tsv line 2: a quote begins a field here .* double the quote"),
         ("a.csv", b"text\na\n\xff\n", r"a\.csv line 3: byte 0xff at offset 7"),
     ],
 )

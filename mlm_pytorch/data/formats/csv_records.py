@@ -4,8 +4,8 @@ CSV is read as RFC 4180 has it: a field in quotes may hold commas, line ends, an
 
 TSV has no such rule (IANA's text/tab-separated-values knows no quotes), and most of its writers leave quotes alone, but
 some quote as in CSV what holds a tab, a line end or a quote. Both are read: a field stands for itself, unless it is in
-quotes and holds what needs them; and where a line has not the header's number of fields, or the next one has not and
-this one's last field begins with a quote, it is read on as CSV.
+quotes and holds what needs them; and where a line has not the header's number of fields, or the next one that is not
+blank has not and this one's last field begins with a quote, it is read on as CSV.
 """
 
 import csv
@@ -64,12 +64,15 @@ def _tsv_rows(lines: Lines) -> Iterator[tuple[list[str], int]]:
         return
     while upcoming is not None:
         text, line = upcoming, lines.number
-        upcoming = next(rest, None)
+        num_blank, upcoming = 0, next(rest, None)
+        while upcoming == "":
+            num_blank, upcoming = num_blank + 1, next(rest, None)
         row = text.split("\t")
         opens = row[-1].startswith('"') and not _is_quoted(row[-1])
         goes_on = opens and upcoming is not None and upcoming.count("\t") + 1 != num_fields
         if '"' in text and (len(row) != num_fields or goes_on):
-            following = itertools.chain([text], [] if upcoming is None else [upcoming], rest)
+            blank = itertools.repeat("", num_blank)
+            following = itertools.chain([text], blank, [] if upcoming is None else [upcoming], rest)
             taken = itertools.count(-1)  # how many lines behind the first one have been taken
             texts = (part for part, _ in zip(following, taken, strict=False))
             yield from itertools.islice(_csv_rows(texts, lines, "\t", line), 1)
@@ -84,6 +87,11 @@ def _next_row(reader: Iterator[list[str]], lines: Lines, line: int) -> list[str]
         return next(reader, None)
     except csv.Error as error:
         until = f" to {lines.number}" if lines.number > line else ""
+        if "unexpected end of data" in str(error):
+            raise ValueError(
+                f"{lines.label} line {line}: a quote begins a field here that is not closed up to the end of the file; "
+                "close it, or put the field in quotes and double the quote"
+            ) from None
         raise ValueError(
             f"{lines.label} line {line}{until}: {error}; a field with quotes or line ends in it must stand in quotes, "
             "and quotes in it be doubled"
