@@ -23,6 +23,7 @@ from mlm_pytorch.encoder import Encoder
 from mlm_pytorch.evaluation.padded import PaddedModel
 
 PACK_TOKENS = 8192  # for features
+ENCODED_TEXTS = 256  # at a time: a list of ids takes many times the memory of its text
 FINETUNE_BATCH, FINETUNE_EPOCHS, FINETUNE_LR = 32, 3, 1e-4
 WARMUP = 0.1  # share of the steps
 HEADER = ("label", "text")
@@ -216,11 +217,13 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_seq_len: int) -> tup
     special = tokenizer.special
     room = max_seq_len - len(special.prefix) - len(special.suffix)
     encoded, truncated = [], 0
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        if not ids:
-            raise ValueError(f"the text {text[:40]!r} has no tokens; leave it out")
-        truncated += len(ids) > room
-        encoded.append(np.array([*special.prefix, *ids[:room], *special.suffix], dtype=np.int64))
+    for start in range(0, len(texts), ENCODED_TEXTS):
+        batch = texts[start : start + ENCODED_TEXTS]
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            if not ids:
+                raise ValueError(f"the text {text[:40]!r} has no tokens; leave it out")
+            truncated += len(ids) > room
+            encoded.append(np.array([*special.prefix, *ids[:room], *special.suffix], dtype=np.int64))
     return encoded, truncated
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from mlm_pytorch.data.tokenizer import train_tokenizer
+from mlm_pytorch.data.tokenizer import Tokenizer, train_tokenizer
 from mlm_pytorch.encoder import Encoder, EncoderConfig
 from mlm_pytorch.evaluation import PaddedModel, probe
 from mlm_pytorch.evaluation.probe import Task, fresh, read_task
@@ -45,6 +45,19 @@ def test_frozen_features_tell_a_good_model_from_a_bad_one():
     assert result.pretrained == 0.5 and result.untrained > 0.8 and len(result.by_seed) == 2
     assert result.verdict == "hurts" and result.difference == pytest.approx(result.pretrained - result.untrained)
     assert result == probe(deaf(), TOKENIZER, task(), seeds=2, max_seq_len=32)
+
+
+def test_texts_are_encoded_in_batches(monkeypatch):
+    """All at once their ids take gigabytes, of which no more than the model's length is kept."""
+    pytest.importorskip("sklearn")
+    sizes: list[int] = []
+    encode = Tokenizer.encode_batch
+    monkeypatch.setattr(
+        Tokenizer, "encode_batch", lambda self, texts: (sizes.append(len(texts)), encode(self, texts))[1]
+    )
+    whole = task(600)
+    result = probe(encoder(), TOKENIZER, whole, seeds=1, max_seq_len=32)
+    assert sum(sizes) == 1200 == result.num_train + result.num_test and max(sizes) <= 256
 
 
 @pytest.mark.parametrize(
