@@ -51,18 +51,31 @@ def _misspelt(arguments: Sequence[str], commands: Mapping[str, Any]) -> str | No
 
 
 def _one_too_many(arguments: Sequence[str], text: str, commands: Mapping[str, Any]) -> str | None:
-    """A second value behind an option: what a shell makes of --data *.jsonl."""
-    if "Unrecognized options" not in text:
+    """A value that nothing takes: a second one behind an option, as a shell makes of --data *.jsonl, or any other."""
+    found = re.search(r"Unrecognized options: (.*) For full helptext", text)
+    if found is None:
         return None
-    defaults = {field.name: field.default for field in dataclasses.fields(commands[arguments[0]])}
+    left = found[1].split(", ")
+    command = arguments[0]
+    defaults = {field.name: field.default for field in dataclasses.fields(commands[command])}
     option, values = "", []
     for argument in arguments[1:]:
         if argument.startswith("--"):
             option, values = _option(argument), argument.split("=", 1)[1:]
+            if not values:
+                continue
+        else:
+            values.append(argument)
+        if " ".join(values[-1].split()) not in left:
             continue
-        values.append(argument)
+        if re.match(r"-[^\d]", values[-1]):
+            return f"mlm {command} has no option {values[-1]}; mlm {command} --help lists all"
+        if not option:
+            return f"{values[-1]} is one value too many for mlm {command}; mlm {command} --help says what it takes"
         default = defaults.get(option[2:].replace("-", "_"))
-        if option and len(values) == 2 and not isinstance(default, bool):
+        if isinstance(default, bool):
+            return f"{values[-1]} stands behind {option}, which takes no value; write it before all options"
+        if len(values) == 2:
             if isinstance(default, tuple):
                 repeated = " ".join(f"{option} {value}" for value in values)
                 return f"{argument} stands behind {option}, which takes one value each time; write {repeated}"
