@@ -7,10 +7,10 @@ few pieces of the store.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlm_pytorch.cli.factory import is_factory_name
 from mlm_pytorch.data.files import FORMAT_OF_SUFFIX, HUB, suffixes
@@ -25,7 +25,9 @@ from mlm_pytorch.training.checkpoint import METRICS
 from mlm_pytorch.training.config import FROM_SCRATCH, TrainConfig
 from mlm_pytorch.training.run import STORE
 
-_TAIL = 1 << 18  # bytes from the end of metrics.jsonl in which the newest results are looked for
+_BLOCK = 1 << 18  # bytes of metrics.jsonl: the newest results stand in the last ones
+_BLOCKS = 256  # in which the newest held-out loss is looked for; a long run measures it every ten thousands of steps
+_MEASURED = b'"valid_loss"'
 _LOOKED_AT = 16  # pieces, for whether they are language
 _DATASET = re.compile(r"hf://datasets/(\w[\w.-]*/[\w.-]+)|hub:(\w[\w.-]*(?:/[\w.-]+)?)(?::|$)")
 _LARGEST_TOKENIZER = 1 << 24  # bytes
@@ -115,15 +117,17 @@ def card_facts(run: Path, export: Path | None = None) -> CardFacts:
 def newest(metrics: Path, length: int | None = None) -> dict[str, float]:
     """The newest value of each known field in the last 256 KB of a metrics.jsonl, or of its first `length` bytes.
 
-    `valid_step` is the step of the newest held-out loss.
+    Of held-out text, the newest in the last 64 MB; `valid_step` is the step of it.
     """
     if not metrics.is_file():
         return {}
     with metrics.open("rb") as file:
-        end = metrics.stat().st_size if length is None else length
-        file.seek(max(0, end - _TAIL))
-        block = file.read(end - file.tell())
-    lines, _ = parsed([line for line in block.split(b"\n") if line.strip()])
+        blocks = _blocks(file, metrics.stat().st_size if length is None else length)
+        newest_lines = next(blocks, [])
+        if not any(_MEASURED in line for line in newest_lines):
+            measured = ([line for line in block if _MEASURED in line][-1:] for block in blocks)
+            newest_lines = next(filter(None, measured), []) + newest_lines
+    lines, _ = parsed([line for line in newest_lines if line.strip()])
     known = (*AXES, *TRAINING, *HELD_OUT)
     found: dict[str, float] = {}
     for line in lines:
@@ -136,6 +140,20 @@ def newest(metrics: Path, length: int | None = None) -> dict[str, float]:
         if "valid_loss" in values and "step" in values:
             found["valid_step"] = values["step"]
     return found
+
+
+def _blocks(file: BinaryIO, end: int) -> Iterator[list[bytes]]:
+    """The lines of a file's first `end` bytes, block by block from the end; a line that begins before a block is in the
+    next one."""
+    rest = b""
+    for _ in range(_BLOCKS):
+        if end <= 0:
+            return
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+        yield [rest, *lines] if begin == 0 else lines
+        end = begin
 
 
 def _metrics_bytes(export: Path) -> int | None:

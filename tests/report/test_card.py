@@ -122,6 +122,23 @@ def test_only_the_end_of_long_metrics_is_read(tmp_path):
     assert newest(path) == {"step": 20000, "loss": 1.0, "valid_loss": 2.5, "valid_step": 20000}
 
 
+def test_a_held_out_loss_long_ago_is_found(tmp_path):
+    """Ten evaluations of a million steps lie further apart than what is read of training."""
+    path = tmp_path / "metrics.jsonl"
+    measured = '{"step": 10000, "valid_loss": 2.5, "valid_accuracy": 0.5}\n'
+    with path.open("w") as file:
+        for i in range(40_000):
+            file.write(f'{{"step": {i}, "loss": 1.0}}\n' + (measured if i == 10_000 else ""))
+            if i == 5000:
+                file.write('{"step": 5000, "valid_loss": 3.5}\n')
+    expected = {"loss": 1.0, "valid_loss": 2.5, "valid_accuracy": 0.5, "valid_step": 10_000}
+    assert newest(path) == {"step": 39_999} | expected
+    begin = path.read_text().index(measured)
+    for shift in range(-40, 60, 7):  # wherever a block begins within the line
+        assert newest(path, begin + (1 << 18) + len(measured) + shift)["valid_step"] == 10_000
+    assert newest(path, 40) == {"step": 0, "loss": 1.0}
+
+
 def front(card: str) -> dict:
     return yaml.safe_load(card.split("---\n")[1])
 
