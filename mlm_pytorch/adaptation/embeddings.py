@@ -97,6 +97,7 @@ def _resized(model: nn.Module, rows: int) -> nn.Module:
     resize: Any = getattr(model, "resize_token_embeddings", None)
     if resize is None:
         raise ValueError(f"{type(model).__name__} cannot take more tokens; leave --extend-vocabulary out")
+    before = dict(model.named_parameters(remove_duplicate=False))
     how = {"mean_resizing": False} if "mean_resizing" in inspect.signature(resize).parameters else {}
     with torch.random.fork_rng(devices=[]):
         try:
@@ -105,4 +106,19 @@ def _resized(model: nn.Module, rows: int) -> nn.Module:
             raise ValueError(
                 f"{type(model).__name__} cannot take more tokens ({error}); leave --extend-vocabulary out"
             ) from None
+    _separate(model, before)
     return model
+
+
+def _separate(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
+    """Give those parameters one each that were two before and have become one.
+
+    BERT's resizing makes one of the output's two biases, in models without tying as well: their weights are then saved
+    without the second, which is looked for when they are loaded.
+    """
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in [*model.named_parameters(remove_duplicate=False)]:
+        other = first.setdefault(parameter, name)
+        if other != name and before.get(other) is not before.get(name):
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, nn.Parameter(parameter.detach().clone()))

@@ -242,6 +242,23 @@ def test_new_rows_are_means_and_old_rows_are_bit_for_bit_the_same(name, tied, fi
     assert logits.shape[-1] % 64 == 0 and logits.shape[-1] > max(pieces) and logits.isfinite().all()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_larger_model_is_loaded_as_it_was_saved(tied, tmp_path):
+    """Resizing makes one of BERT's two biases of the output, of which a model without tying has each for itself."""
+    model = make("bert", tied)
+    if not tied:
+        with torch.no_grad():
+            model.cls.predictions.decoder.bias.fill_(1.5)
+    bias = model.cls.predictions.decoder.bias.clone()
+    grown = extend_embeddings(model, {128: (5, 9)})
+    assert torch.equal(grown.cls.predictions.decoder.bias[:128], bias)
+    grown.save_pretrained(tmp_path)
+    loaded, report = BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.tensor([[5, 128, 9]])
+    assert torch.equal(loaded.eval()(ids).logits, grown.eval()(ids).logits)
+
+
 def test_an_output_layer_that_is_kept_transposed_grows_along_its_tokens():
     torch.manual_seed(0)
     sizes = {"intra_bottleneck_size": 16, "true_hidden_size": 16, "embedding_size": 16, "hidden_size": 32}
