@@ -113,13 +113,13 @@ def _show_finding(finding: Finding, console: Console) -> None:
 def _show_sample(sample: MaskedSample, console: Console) -> None:
     line = Text()
     line.append(f"\n{sample.length} tokens, {sample.share:.0%} predicted: ", style="dim")
-    brings_blanks = any(token.text.startswith(" ") for token in sample.tokens)
+    brings_blanks = sample.with_blanks or any(token.text.startswith(" ") for token in sample.tokens)
     in_pieces = any(token.text.startswith("##") for token in sample.tokens)  # a letter alone is then a word
     for token in sample.tokens:
         text = printable(token.text)
         stripped = text.strip().removeprefix("##") or text
         glued = brings_blanks or text.startswith("##") or (len(text) == 1 and not (in_pieces and text.isalnum()))
-        line.append(" " if text.startswith(" ") or not glued else "")
+        line.append(" " if (text.startswith(" ") and text.strip()) or not glued else "")
         if not token.selected:
             line.append(stripped)
         elif token.shown is None:

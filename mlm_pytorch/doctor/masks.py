@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import tokenizers
 import torch
 
 from mlm_pytorch.data.packing import build_pack
@@ -73,11 +74,15 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class MaskedSample:
-    """A piece as training sees it, as far as it is shown. `share` of its tokens, framing left out, is predicted."""
+    """A piece as training sees it, as far as it is shown. `share` of its tokens, framing left out, is predicted.
+
+    `with_blanks`: the tokens hold all blanks that the text has, so that none is to be thought between them.
+    """
 
     tokens: tuple[ShownToken, ...]
     length: int
     share: float
+    with_blanks: bool = False
 
 
 def masked_samples(
@@ -107,20 +112,25 @@ def masked_samples(
                 strict=True,
             )
         )
-        samples.append(
-            MaskedSample(tokens, end - start, float(selected[start:end].sum() / max(1, end - start - framing)))
-        )
+        share = float(selected[start:end].sum() / max(1, end - start - framing))
+        samples.append(MaskedSample(tokens, end - start, share, is_byte_level(tokenizer)))
     return samples, check_masks(pack.input_ids, borders, masked, pieces.special, mask_prob)
 
 
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are named by a letter for each byte, blanks among them, as no text reads but that in ASCII."""
+    return isinstance(tokenizer.backend.decoder, tokenizers.decoders.ByteLevel)
+
+
 def token_names(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """A function from an id to how its token reads, blanks of byte-level tokens shown as blanks."""
+    """A function from an id to how its token reads, bytes of byte-level tokens shown as the text that they are."""
+    decodes = is_byte_level(tokenizer) or tokenizer.brings_blanks
 
     def name(index: int) -> str:
         token = tokenizer.backend.id_to_token(index)
         if token is None:
             return f"<{index}>"
-        if tokenizer.brings_blanks and index not in tokenizer.special.ids:
+        if decodes and index not in tokenizer.special.ids:
             return tokenizer.backend.decode([index], skip_special_tokens=False)
         return token.replace("▁", " ")
 

@@ -16,9 +16,9 @@ from mlm_pytorch.cli.doctor import _show_sample
 from mlm_pytorch.cli.options import DoctorConfig
 from mlm_pytorch.data.corpus import Corpus
 from mlm_pytorch.data.prepare import prepare
-from mlm_pytorch.data.tokenizer import load_tokenizer
+from mlm_pytorch.data.tokenizer import load_tokenizer, train_tokenizer
 from mlm_pytorch.doctor.examination import examine
-from mlm_pytorch.doctor.masks import MaskedSample, ShownToken
+from mlm_pytorch.doctor.masks import MaskedSample, ShownToken, is_byte_level, token_names
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -289,3 +289,17 @@ def test_samples_read_like_text(tokens, shown):
     console = Console(record=True, width=200)
     _show_sample(MaskedSample(tuple(ShownToken(token, None, False) for token in tokens), len(tokens), 0.0), console)
     assert console.export_text().strip().removeprefix(f"{len(tokens)} tokens, 0% predicted:").strip() == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("bpe", "的一是在"), ("bpe", "CCc1ccccc1[NH3+](=O)O"), ("bytes", "the old river"), ("bpe", "an old river")],
+)
+def test_samples_of_byte_level_tokens_read_like_their_text(kind, text):
+    """Their names have a letter for each byte, and a text without blanks has none between its tokens."""
+    tokenizer = train_tokenizer([text] * 50, None if kind == "bytes" else 320, kind)
+    ids, name = tokenizer.encode_batch([text])[0], token_names(tokenizer)
+    tokens = tuple(ShownToken(name(id), None, False) for id in ids)
+    console = Console(record=True, width=200)
+    _show_sample(MaskedSample(tokens, len(ids), 0.0, is_byte_level(tokenizer)), console)
+    assert console.export_text().strip().removeprefix(f"{len(ids)} tokens, 0% predicted:").strip() == text
