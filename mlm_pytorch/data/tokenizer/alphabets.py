@@ -128,7 +128,8 @@ def tokenizer_for_ids(
     missing = [name for name, id in given.items() if id is None]
     if missing and not add_special_tokens:
         raise ValueError(
-            f"{' and '.join(missing)} not given; name the ids that the corpus reserves, or let special tokens be added"
+            f"{' and '.join(missing)} not given; name the ids that the corpus reserves (--mask-token-id, "
+            "--pad-token-id), or let special tokens be added (--add-special-tokens)"
         )
     if add_special_tokens and not missing:
         raise ValueError(
