@@ -251,7 +251,7 @@ TEXT_FAULTS: tuple[TextFault, ...] = (
     TextFault(
         "padding", "Runs of blanks, dots or dashes", has_padding, (0.005, None),
         "padding and tables of contents fill pieces and are trivial to predict",
-        "collapse such runs to one character",
+        "collapse such runs to one character, unless they mean something, as blanks before code do",
     ),
     TextFault(
         "self-repetition", "Documents repeat themselves", repeats_itself, (0.005, 0.2),

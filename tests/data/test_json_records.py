@@ -83,7 +83,7 @@ def test_lists_of_ids_in_json(tmp_path):
         ('[{"input_ids": [true]}]', r"item 1 is of type boolean"),
         ('[{"input_ids": [1, 2.0]}]', r"item 2 is of type number"),
         ('[{"input_ids": [1, -2]}]', r"record 1 \(line 1\): id -2 is negative; ids count from 0"),
-        ('[{"input_ids": [9, 10]}]', r"id 10 is not less than num_tokens 10; raise --num-tokens or repair"),
+        ('[{"input_ids": [9, 10]}]', r"id 10 is not less than num_tokens 10; repair the data, or name the"),
         (f'[{{"input_ids": [{10**30}]}}]', r"id of more than 20 digits is not less than num_tokens"),
         ('[{"input_ids": "1 2"}]', r"'input_ids' is text, not a list of ids; name another"),
         ('[{"text": "a", "input_ids": [1]}]', r"could mean any of 'text', 'input_ids'; its columns are"),

@@ -87,7 +87,8 @@ class Reading:
         if self.num_tokens is None:
             return ValueError(f"{where}: id {shown} is too large; ids must be less than {MAX_TOKENS:,}")
         return ValueError(
-            f"{where}: id {shown} is not less than num_tokens {self.num_tokens}; raise --num-tokens or repair the data"
+            f"{where}: id {shown} is not less than num_tokens {self.num_tokens}; repair the data, or name "
+            "the vocabulary that its ids are of (--num-tokens, --tokenizer or --model)"
         )
 
 
