@@ -26,11 +26,8 @@ def machine(matmul_size: int = 2048) -> dict:
     bfloat16 is measured where the CPU multiplies it; elsewhere it is emulated, at a minute a product.
     Times depend on all of it. Figures from two machines compare only as ratios to something measured on each.
     """
-    description = {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
+    description = processor() | {
         "threads": torch.get_num_threads(),
-        "flags": [flag for flag in TELLING_FLAGS if flag in _cpu_flags()],
         "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -48,6 +45,12 @@ def machine(matmul_size: int = 2048) -> dict:
             "gpu_matmul_bfloat16_gflops": matmul_gflops(4 * matmul_size, torch.bfloat16, "cuda"),
         }
     return description
+
+
+def processor() -> dict:
+    """What of it decides a figure that is no time: for each row of a result that grows over days and machines."""
+    flags = [flag for flag in TELLING_FLAGS if flag in _cpu_flags()]
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "flags": flags}
 
 
 def versions(*packages: str) -> dict[str, str]:

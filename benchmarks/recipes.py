@@ -15,6 +15,7 @@ machine is recorded beside each figure: above about one process per core, a budg
 """
 
 import argparse
+import datetime
 import json
 import os
 import shlex
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from machine import RESULTS, machine, write_result
+from machine import RESULTS, machine, processor, write_result
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -237,6 +238,8 @@ def measure(name: str, arguments: argparse.Namespace, seed: int, scratch: Path) 
         "seconds": steps[-1]["seconds"],
         "megabytes": round((out / "model" / "model.safetensors").stat().st_size / 1e6, 1),
         "load": round(load, 1),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": processor(),
     }
     if arguments.pairs:
         pairs = sample_of_pairs(scratch, arguments.pairs)
