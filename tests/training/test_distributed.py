@@ -252,7 +252,7 @@ class Answers:
 
 
 def test_a_folder_that_another_machine_does_not_see(tmp_path, monkeypatch):
-    second = World(1, 2, store=Answers("runs/mine", None, None, str(tmp_path / "runs/mine/store")))
+    second = World(1, 2, store=Answers("runs/mine", None, None, None, str(tmp_path / "runs/mine/store")))
     monkeypatch.setattr(World, "from_environment", lambda device: second)
     with pytest.raises(
         ValueError, match=r"process 1 on .* does not see .*store, which .* put --out on a file system that"
